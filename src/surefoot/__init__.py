@@ -1,0 +1,54 @@
+"""surefoot: training that does not fall over.
+
+The names below are loaded when they are first touched, so that ``import surefoot`` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surefoot.errors import SurefootError, TrainingDiverged
+    from surefoot.guard import Guard, Policy
+    from surefoot.journal import JournalReader, JournalWriter
+    from surefoot.records import Cause, StepRecord, Verdict
+    from surefoot.shapes import LossTerms
+
+_HOME = {
+    "Cause": "records",
+    "Guard": "guard",
+    "JournalReader": "journal",
+    "JournalWriter": "journal",
+    "LossTerms": "shapes",
+    "Policy": "guard",
+    "StepRecord": "records",
+    "SurefootError": "errors",
+    "TrainingDiverged": "errors",
+    "Verdict": "records",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cause",
+    "Guard",
+    "JournalReader",
+    "JournalWriter",
+    "LossTerms",
+    "Policy",
+    "StepRecord",
+    "SurefootError",
+    "TrainingDiverged",
+    "Verdict",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'surefoot' has no attribute {name!r}")
+    return getattr(import_module(f"surefoot.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
