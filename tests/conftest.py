@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Read by libraries while they are imported, so set before any of them is. One thread: the tensors
 # of a test are too small to be worth sharing out, and a worker of pytest-xdist has one core.
-_SCRATCH = tempfile.mkdtemp(prefix="surefoot-tests-")
+# A worker's scratch folder lies in that of the process that started it, which removes both.
+_parent = os.environ.get("YOLO_CONFIG_DIR") if "PYTEST_XDIST_WORKER" in os.environ else None
+_SCRATCH = tempfile.mkdtemp(prefix="surefoot-tests-", dir=_parent)
 atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"

@@ -1,1 +1,1 @@
-"""surefoot.doctor."""
+"""The doctor: reads the log of a run and names the cause, the evidence and the remedy."""
