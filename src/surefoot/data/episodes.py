@@ -1,0 +1,69 @@
+"""What every source of episodes has in common: item ``i`` depends on (seed, epoch, i) alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from surefoot.errors import ConfigError
+from surefoot.shapes import Episode
+
+__all__ = ["Episodes", "images_to_tensor"]
+
+
+class Episodes(Dataset[Episode], ABC):
+    """A data set whose items are whole episodes; load it with ``DataLoader(..., batch_size=None)``.
+
+    Item ``index`` of epoch ``epoch`` is a pure function of ``(seed, epoch, index)``: the number of
+    workers and what was read before change nothing, so a resumed run sees what it would have seen.
+    """
+
+    def __init__(self, *, episodes: int, seed: int) -> None:
+        if episodes < 1:
+            raise ConfigError(f"episodes is {episodes}; an epoch needs at least 1.")
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it is an integer, 0 or more.")
+        self._episodes = episodes
+        self._seed = seed
+        # Shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """Episodes in an epoch."""
+        return self._episodes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose episodes are given out, from 0."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give out the episodes of ``epoch`` from now on; call it between two passes."""
+        if epoch < 0:
+            raise ConfigError(f"set_epoch({epoch}): epochs count from 0.")
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Episode:
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index}: an epoch has {len(self)}, numbered from 0")
+        random = np.random.default_rng([self._seed, self.epoch, index])
+        return self._episode(random, f"epoch {self.epoch} episode {index}")
+
+    @abstractmethod
+    def _episode(self, random: np.random.Generator, name: str) -> Episode:
+        """The episode drawn with ``random``; ``name`` says which one it is."""
+
+
+def images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """``... H W 3`` bytes to ``... 3 H W`` float32 in [0, 1], contiguous.
+
+    >>> images_to_tensor(np.full((2, 4, 5, 3), 255, dtype=np.uint8)).shape
+    torch.Size([2, 3, 4, 5])
+    """
+    planes = torch.from_numpy(np.moveaxis(images, -1, -3)).contiguous()
+    return planes.to(torch.float32).div_(255)
