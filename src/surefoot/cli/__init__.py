@@ -1,1 +1,5 @@
-"""surefoot.cli."""
+"""The ``surefoot`` command."""
+
+from surefoot.cli.main import main
+
+__all__ = ["main"]

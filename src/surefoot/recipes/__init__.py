@@ -1,1 +1,1 @@
-"""surefoot.recipes."""
+"""Complete training programs, one package each, and what they share."""

@@ -1,0 +1,269 @@
+"""The settings of a RefDet run, by subject; :class:`TrainConfig` puts them together.
+
+Every class checks its own values and names the flag it refuses. No torch is imported here: a wrong
+flag is an answer within a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from surefoot.errors import ConfigError
+
+__all__ = [
+    "DataOptions",
+    "EpisodeOptions",
+    "HardwareOptions",
+    "LossOptions",
+    "ModelOptions",
+    "OptimizerOptions",
+    "RunOptions",
+]
+
+
+def _need(ok: bool, flag: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{flag} {value}: has to be {expected}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The videos that are learnt from, and the ones that are measured on."""
+
+    data_root: Path = Path("datasets/train")
+    """Training videos: the folder that holds samples/ and annotations/, or samples/ itself."""
+    annotations: Path | None = None
+    """Annotation file of --data-root; looked for beside the samples where it is not given."""
+    val_data_root: Annotated[Path | None, arg(aliases=["--test-data-root"])] = None
+    """Held-out videos, laid out like --data-root. Without them nothing is measured and the newest
+    checkpoint counts as the best."""
+    val_annotations: Annotated[Path | None, arg(aliases=["--test-annotations"])] = None
+    """Annotation file of --val-data-root."""
+    calibration_data_root: Path | None = None
+    """Videos on which the score threshold is chosen. Never the held-out ones; the training videos
+    where none are given."""
+    calibration_frames: int = 200
+    """Frames of each calibration video that are looked at, evenly spread; 0 = all. 200 place the
+    threshold within a percent and keep 12 long training videos from taking longer than an epoch."""
+    val_frames: int = 0
+    """Frames of each held-out video that are looked at, evenly spread; 0 = all, as the challenge
+    counts."""
+    num_workers: int = 2
+    """Processes that decode and augment; 0 = in the training process."""
+    cache_mb: int = 512
+    """Decoded frames kept in memory, in MB for all workers together."""
+
+    def __post_init__(self) -> None:
+        _need(self.calibration_frames >= 0, "--calibration-frames", self.calibration_frames, ">= 0")
+        _need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
+        _need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
+        _need(self.cache_mb >= 0, "--cache-mb", self.cache_mb, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeOptions:
+    """What one episode shows."""
+
+    n_way: int = 2
+    """Objects asked for in an episode. Every frame is scored against every one of them."""
+    n_query: int = 4
+    """Frames per object; an episode has n-way x n-query frames."""
+    k_shot: int = 3
+    """Reference photos per object; the challenge gives three."""
+    n_episodes: int = 100
+    """Episodes per epoch: micro-batches, so optimizer steps = this / gradient-accumulation."""
+    auto_episodes: bool = False
+    """Choose --n-episodes so that an epoch shows about as many frames as there are annotated."""
+    background_share: float = 0.3
+    """Share of an episode's frames in which the object is absent. A false detection costs ST-IoU as
+    much as a missed one, so absence has to be learnt."""
+    image_size: int | None = None
+    """Side of the square a frame is letterboxed to, in pixels; the preset's (nano 640, pocket 128)
+    where it is not given."""
+    support_size: int | None = None
+    """Side of a reference photo, in pixels; the preset's (nano 256, pocket 64) where it is not
+    given."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--n-way", self.n_way),
+            ("--n-query", self.n_query),
+            ("--k-shot", self.k_shot),
+            ("--n-episodes", self.n_episodes),
+        ):
+            _need(value >= 1, flag, value, "at least 1")
+        _need(
+            0.0 <= self.background_share < 1.0,
+            "--background-share",
+            self.background_share,
+            "a share from 0 up to, not with, 1",
+        )
+        for flag, size in (
+            ("--image-size", self.image_size),
+            ("--support-size", self.support_size),
+        ):
+            _need(size is None or size >= 32, flag, size, "at least 32 pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The network."""
+
+    preset: Literal["nano", "pocket"] = "nano"
+    """nano: YOLOv8n at 640 px with a DINO ViT-S/16 for the references (a GPU's work). pocket: the
+    same classes, 0.3 M parameters, for a CPU."""
+    support_encoder: Annotated[str | None, arg(aliases=["--dinov3-model"])] = None
+    """timm name of the network that encodes the references; the preset's where it is not given."""
+    pretrained: bool = False
+    """Load the support encoder's published weights (from the hub, or timm's local cache)."""
+    freeze_support_layers: int = 6
+    """First blocks of the support encoder that keep their weights. 6 of 12: early layers are
+    generic, and the memory for their gradients is better spent on frames. Unused by pocket."""
+
+    def __post_init__(self) -> None:
+        value = self.freeze_support_layers
+        _need(value >= 0, "--freeze-support-layers", value, ">= 0")
+        if self.pretrained and self.preset == "pocket":
+            raise ConfigError(
+                "--pretrained: the pocket preset has no published weights; leave it out, or take "
+                "--preset nano."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Weight and form of each loss term."""
+
+    bbox_weight: float = 7.5
+    """Weight of the box overlap term; YOLOv8's."""
+    cls_weight: float = 0.5
+    """Weight of the "is it this object" term, over every anchor point and object; YOLOv8's."""
+    dfl_weight: float = 1.5
+    """Weight of the distribution focal loss (ln R at random initialisation); YOLOv8's."""
+    supcon_weight: float = 1.0
+    """Weight of the contrastive term that pulls an object's pixels to its own references."""
+    obj_weight: float = 0.5
+    """Weight of the "is any object here" term."""
+    bbox_loss: Literal["giou", "diou", "ciou", "wiou"] = "ciou"
+    """Form of the box overlap term."""
+
+    def __post_init__(self) -> None:
+        for name in ("bbox", "cls", "dfl", "supcon", "obj"):
+            value = getattr(self, f"{name}_weight")
+            _need(math.isfinite(value) and value >= 0, f"--{name}-weight", value, "finite and >= 0")
+        if not any((self.bbox_weight, self.cls_weight, self.dfl_weight)):
+            raise ConfigError(
+                "--bbox-weight, --cls-weight and --dfl-weight are all 0: no detector learns from "
+                "that; give at least one a weight above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """AdamW, its schedule, and the guard's clipping."""
+
+    lr: float = 1e-4
+    """Peak learning rate of AdamW; the support encoder gets 0.1 x of it, being trained already."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled decay; biases, norms and other 1-d parameters get none."""
+    beta2: float = 0.999
+    """AdamW's decay of the squared gradient; lower follows short runs faster."""
+    warmup_epochs: float = 3.0
+    """Epochs of linear warm-up, counted in optimizer steps and at most half of the run; then a
+    cosine down to 1 % of the peak."""
+    gradient_clip_norm: Annotated[float, arg(aliases=["--grad-clip"])] = 10.0
+    """Largest global L2 norm of the true (unscaled) gradient; 0 = no clipping."""
+    gradient_accumulation: Annotated[int, arg(aliases=["--accumulation-steps"])] = 1
+    """Micro-batches (episodes) per optimizer step; their mean is used, and an epoch's last window
+    may be shorter."""
+    ema_decay: float = 0.999
+    """Decay of the weights' moving average, which is what is evaluated; it warms up as
+    (1 + n) / (10 + n). 0 = no average."""
+
+    def __post_init__(self) -> None:
+        _need(math.isfinite(self.lr) and self.lr > 0, "--lr", self.lr, "finite and above 0")
+        _need(self.weight_decay >= 0, "--weight-decay", self.weight_decay, ">= 0")
+        _need(0 < self.beta2 < 1, "--beta2", self.beta2, "between 0 and 1")
+        _need(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, ">= 0")
+        clip, count = self.gradient_clip_norm, self.gradient_accumulation
+        _need(math.isfinite(clip) and clip >= 0, "--gradient-clip-norm", clip, "finite, 0 for off")
+        _need(count >= 1, "--gradient-accumulation", count, "at least 1")
+        _need(0 <= self.ema_decay < 1, "--ema-decay", self.ema_decay, "from 0 up to, not with, 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """Where it runs, and how precisely."""
+
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1..."""
+    mixed_precision: bool = True
+    """Half precision in the forward pass where --precision finds it worth having; losses and
+    weights stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on hardware that has it, else fp16 on a GPU and fp32 on a CPU."""
+    batch_size: int = 4
+    """Frames decoded and detected at once in validation. In training an episode's n-way x n-query
+    frames are the batch."""
+
+    def __post_init__(self) -> None:
+        _need(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        if not self.mixed_precision and self.precision in ("bf16", "fp16"):
+            raise ConfigError(
+                f"--no-mixed-precision and --precision {self.precision} contradict each other; "
+                "leave one out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Length, folder and start of the run."""
+
+    stage: int = 2
+    """Training stage. 2, episodes with references, is what there is for now."""
+    epochs: int = 100
+    """Epochs; the cosine ends with the last one."""
+    max_steps: int = 0
+    """End after so many optimizer steps, and let the cosine end there; 0 = after --epochs."""
+    checkpoint: Path | None = None
+    """Start from the weights of this checkpoint (of an earlier stage); nothing else of it is
+    used."""
+    resume: Path | None = None
+    """Go on with this run: its folder, or one of its checkpoints. Settings that are not given again
+    are the run's own."""
+    save_dir: Annotated[Path | None, arg(aliases=["--checkpoint-dir"])] = None
+    """Run folder for settings, journal and checkpoints; runs/refdet-<date>-<time> where it is not
+    given."""
+    save_interval: int = 1
+    """Epochs between checkpoints; the last epoch and a new best are saved anyway."""
+    val_interval: int = 1
+    """Epochs between measurements on the held-out videos; the last epoch is measured anyway."""
+    seed: int = 0
+    """Start of every random sequence."""
+    debug_mode: Annotated[bool, arg(aliases=["--debug"])] = False
+    """Name the operation that made a NaN (slow), and show where an error was raised."""
+
+    def __post_init__(self) -> None:
+        if self.stage != 2:
+            raise ConfigError(
+                f"--stage {self.stage}: stage 2 (episodes with references) is what there is for "
+                "now; use --stage 2, with --checkpoint for weights of an earlier stage."
+            )
+        for flag, value in (
+            ("--epochs", self.epochs),
+            ("--save-interval", self.save_interval),
+            ("--val-interval", self.val_interval),
+        ):
+            _need(value >= 1, flag, value, "at least 1")
+        _need(self.max_steps >= 0, "--max-steps", self.max_steps, ">= 0")
+        _need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
+        if self.resume is not None and self.checkpoint is not None:
+            raise ConfigError(
+                "--resume and --checkpoint together: --resume takes weights and everything else "
+                "from its run, --checkpoint the weights alone; leave one out."
+            )

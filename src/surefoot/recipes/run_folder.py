@@ -1,0 +1,59 @@
+"""Where a run keeps what it writes.
+
+runs/refdet-20260102-030405/
+  config.json      the settings
+  journal.jsonl    every step, epoch and event
+  checkpoints/     weights and state, see surefoot.checkpoint
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from surefoot.errors import ConfigError
+
+__all__ = ["CHECKPOINTS", "CONFIG", "JOURNAL", "new_run_folder", "run_folder_of"]
+
+CONFIG, JOURNAL, CHECKPOINTS = "config.json", "journal.jsonl", "checkpoints"
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run folder that ``path`` is, or that the checkpoint at ``path`` lies in.
+
+    Raises:
+        ConfigError: neither of the two.
+    """
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file() and (folder == path or _inside(path, folder)):
+            return folder
+    raise ConfigError(
+        f"--resume {path}: is no run folder and no checkpoint of one. Give the folder that holds "
+        f"{CONFIG} and {CHECKPOINTS}/, or a folder inside its {CHECKPOINTS}/."
+    )
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.exists() and (folder / CHECKPOINTS).resolve() in (
+        path.resolve(),
+        path.resolve().parent,
+    )
+
+
+def new_run_folder(wanted: Path | None, recipe: str) -> Path:
+    """Make the folder of a new run; ``runs/<recipe>-<date>-<time>`` where none is wanted.
+
+    Raises:
+        ConfigError: there is a run in it already, or it cannot be made.
+    """
+    folder = wanted or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / CONFIG).exists() or (folder / JOURNAL).exists():
+        raise ConfigError(
+            f"--save-dir {folder}: holds a run already. Go on with it by --resume {folder}, or "
+            "choose another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ConfigError(f"--save-dir {folder}: cannot be made ({problem}).") from problem
+    return folder
