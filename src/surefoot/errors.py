@@ -70,7 +70,7 @@ class JournalError(SurefootError):
         self.line = line
 
 
-class TrainingDiverged(SurefootError):  # noqa: N818 - named after what happened, not after its kind
+class TrainingDiverged(SurefootError):
     """The guard refused too often in a row and stopped the run."""
 
     def __init__(self, message: str, *, record: StepRecord) -> None:

@@ -180,7 +180,8 @@ class StepRecord:
         got["verdict"] = Verdict(got["verdict"])
         got["cause"] = Cause(got.get("cause", "none"))
         got["terms"] = tuple(
-            TermRecord(name, float(raw), float(weight)) for name, raw, weight in got.get("terms", ())
+            TermRecord(name, float(raw), float(weight))
+            for name, raw, weight in got.get("terms", ())
         )
         got["culprits"] = tuple(Culprit(n, float(v)) for n, v in got.get("culprits", ()))
         got["events"] = tuple(Event(e) for e in got.get("events", ()))

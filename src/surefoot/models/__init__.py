@@ -1,1 +1,54 @@
-"""surefoot.models."""
+"""Models: YOLOv8's backbone and neck, support encoders, RefDet, and its target assignment."""
+
+from surefoot.models.assign import AssignConfig, Assignment, assign
+from surefoot.models.blocks import C2f, ConvBnAct, Sppf
+from surefoot.models.decode import (
+    Detections,
+    anchor_points,
+    best_boxes,
+    decode_boxes,
+    detections,
+    encode_boxes,
+)
+from surefoot.models.fusion import TokenConditioning
+from surefoot.models.heads import DetectionHead, PrototypeScore
+from surefoot.models.refdet import RefDet, RefDetConfig
+from surefoot.models.support import (
+    BackboneSupport,
+    BackboneSupportConfig,
+    DinoSupport,
+    DinoSupportConfig,
+    References,
+    SupportPool,
+)
+from surefoot.models.yolov8 import Scale, YoloV8, YoloV8Config, load_ultralytics_state_dict
+
+__all__ = [
+    "AssignConfig",
+    "Assignment",
+    "BackboneSupport",
+    "BackboneSupportConfig",
+    "C2f",
+    "ConvBnAct",
+    "DetectionHead",
+    "Detections",
+    "DinoSupport",
+    "DinoSupportConfig",
+    "PrototypeScore",
+    "RefDet",
+    "RefDetConfig",
+    "References",
+    "Scale",
+    "Sppf",
+    "SupportPool",
+    "TokenConditioning",
+    "YoloV8",
+    "YoloV8Config",
+    "anchor_points",
+    "assign",
+    "best_boxes",
+    "decode_boxes",
+    "detections",
+    "encode_boxes",
+    "load_ultralytics_state_dict",
+]

@@ -1,0 +1,1 @@
+"""Benchmarks: ours and the rival interleaved in one run; the ratio with n and spread."""

@@ -1,0 +1,117 @@
+"""Module buffers as they were before the forward pass, so that a refused step leaves no trace.
+
+A forward pass in training mode has moved BatchNorm's running statistics before anybody can judge
+the batch; one NaN there stays for ever (pytorch#88474). Small buffers are copied at every step.
+A large one (an attention mask) is copied again only when its count of in-place changes has moved;
+small ones are not left to that count, because BatchNorm's kernel does not raise it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BufferKeeper"]
+
+_SMALL = 2**16
+
+
+class BufferKeeper:
+    """Keeps a copy of all buffers from the start of a window, and can put it back.
+
+    The copy is taken by a hook at the first forward pass of a window in training mode, so whatever
+    was done to the buffers between two steps (loading, recalibration) is part of it. A loop that
+    calls submodules only never fires that hook; then the end of the previous step is the moment.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners: list[tuple[nn.Module, str]] = []
+        seen: set[int] = set()
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    self._owners.append((module, name))
+        self._kept = [b.detach().clone() for b in self._current()]
+        self._marks = self._stamp(self._current())
+        self._fresh = self._hook_seen = False
+        self._handle = model.register_forward_pre_hook(self._before_forward)
+
+    def _current(self) -> list[Tensor]:
+        return [module._buffers[name] for module, name in self._owners]  # type: ignore[misc]
+
+    @staticmethod
+    def _stamp(buffers: list[Tensor]) -> list[tuple[int, int]]:
+        return [(id(b), b._version) for b in buffers]
+
+    def _moved(self, buffers: list[Tensor]) -> list[int]:
+        marks = enumerate(zip(self._stamp(buffers), self._marks, strict=True))
+        return [i for i, (now, then) in marks if now != then or buffers[i].numel() <= _SMALL]
+
+    def _before_forward(self, module: nn.Module, _: Any) -> None:
+        if module.training and not self._fresh:
+            self.capture()
+            self._fresh = self._hook_seen = True
+
+    def capture(self) -> None:
+        """Copy the buffers that may have moved since the last copy."""
+        buffers = self._current()
+        moved = self._moved(buffers)
+        if not moved:
+            return
+        with torch.no_grad():
+            alike = [i for i in moved if _alike(self._kept[i], buffers[i])]
+            for i in set(moved).difference(alike):
+                self._kept[i] = buffers[i].detach().clone()
+            if alike:
+                torch._foreach_copy_([self._kept[i] for i in alike], [buffers[i] for i in alike])
+        self._marks = self._stamp(buffers)
+
+    def restore(self, bad: Tensor | None = None) -> bool:
+        """Put the copy back: everywhere, or where the 0-d bool ``bad`` says so on the device.
+
+        Returns:
+            Whether there was anything to put back.
+        """
+        buffers = self._current()
+        moved = self._moved(buffers)
+        with torch.no_grad():
+            for i in moved:
+                if not _alike(self._kept[i], buffers[i]):
+                    module, name = self._owners[i]
+                    module._buffers[name] = buffers[i] = self._kept[i].clone()
+            kept, now = [self._kept[i] for i in moved], [buffers[i] for i in moved]
+            if moved:
+                torch._foreach_copy_(now, kept if bad is None else _choose(bad, kept, now))
+        if bad is None:
+            self._marks = self._stamp(buffers)
+        return bool(moved)
+
+    def window_closed(self) -> None:
+        """The step is decided; the next forward pass starts a new window."""
+        self._fresh = False
+        if not self._hook_seen:
+            self.capture()
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        self._handle.remove()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def _choose(bad: Tensor, kept: list[Tensor], now: list[Tensor]) -> list[Tensor]:
+    """``kept`` where bad, else ``now``; one selection per dtype and device, not one per buffer."""
+    chosen: list[Tensor] = list(now)
+    for key in {(b.dtype, b.device) for b in now}:
+        places = [i for i, b in enumerate(now) if (b.dtype, b.device) == key]
+        old = torch.cat([kept[i].reshape(-1) for i in places])
+        new = torch.cat([now[i].reshape(-1) for i in places])
+        pieces = torch.where(bad.to(key[1]), old, new).split([now[i].numel() for i in places])
+        for i, piece in zip(places, pieces, strict=True):
+            chosen[i] = piece.view(now[i].shape)
+    return chosen

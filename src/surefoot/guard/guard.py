@@ -1,0 +1,263 @@
+"""The guard around the optimizer step, for a loop of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.errors import ConfigError, UsageError
+from surefoot.guard.apply import folds
+from surefoot.guard.arrival import LazyRecord
+from surefoot.guard.clip import NormClip
+from surefoot.guard.policy import Policy
+from surefoot.guard.scale import LossScale
+from surefoot.guard.stepper import Stepper
+from surefoot.guard.verdict import Tally
+from surefoot.guard.window import Window, as_terms
+from surefoot.records import StepRecord, Verdict
+from surefoot.shapes import LossTerms
+
+__all__ = ["Guard"]
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_END = object()
+
+
+class Guard:
+    """Backward, accumulate, measure, judge, apply or refuse, zero: one call.
+
+    A refused step leaves no trace: weights, optimizer state and counters, module buffers, and
+    whatever was given to :meth:`schedule` and :meth:`average` are bit for bit as before it.
+
+    Args:
+        model: the module in training; the names of parameters and the buffers come from it.
+        optimizer: any torch optimizer. Adam, AdamW, SGD and Adagrad with ``fused=True`` are
+            unscaled, clipped and refused inside their own kernel.
+        clip: largest global L2 norm of the true gradient; None for no clipping.
+        accumulate: micro-batches per optimizer step; the gradient is their mean.
+        amp: ``"bf16"``, ``"fp16"`` (with a dynamic loss scale) or None (float32).
+        policy: what happens when something is wrong.
+        decide: where the verdict falls. On the host it costs a read, which is free on the CPU and
+            which an optimizer without a fused kernel needs; on the device it costs no
+            synchronisation and the record arrives later. ``"auto"`` takes the device where it can.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+
+    >>> model = nn.Linear(2, 1)
+    >>> guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.1), clip=1.0)
+    >>> guard.step(model(torch.ones(4, 2)).mean()).applied
+    True
+    >>> print(guard.step(model(torch.full((4, 2), torch.nan)).mean()))
+    step 1: the step was refused; everything is as it was before it: the loss was NaN or Inf
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip: float | None = None,
+        accumulate: int = 1,
+        amp: Literal["bf16", "fp16"] | None = None,
+        policy: Policy | None = None,
+        decide: Literal["auto", "host", "device"] = "auto",
+    ) -> None:
+        if accumulate < 1:
+            raise ConfigError(f"accumulate={accumulate}: micro-batches per step, at least 1.")
+        if amp is not None and amp not in _AMP:
+            raise ConfigError(f"amp={amp!r}: 'bf16', 'fp16' or None.")
+        device = optimizer.param_groups[0]["params"][0].device
+        self.policy = policy or Policy()
+        self._model, self._device = model, device
+        self._accumulate, self._amp = accumulate, amp
+        self._stepper = Stepper(
+            model,
+            optimizer,
+            clip=None if clip is None else NormClip(clip),
+            scale=LossScale(self.policy, device) if amp == "fp16" else None,
+            policy=self.policy,
+            on_device=_on_device(optimizer, decide, device),
+        )
+        self._window = Window()
+        self._last_batch = False
+
+    @property
+    def applied_steps(self) -> int:
+        """Optimizer steps applied so far."""
+        self._stepper.settle()
+        return self._stepper.tally.applied
+
+    @property
+    def refused_steps(self) -> int:
+        """Optimizer steps refused so far."""
+        self._stepper.settle()
+        return self._stepper.tally.refused
+
+    @contextmanager
+    def autocast(self) -> Generator[None]:
+        """Forward passes run in here: mixed precision, and no gradient exchange before the last
+        micro-batch of a window under ``DistributedDataParallel``.
+        """
+        if self._stepper.averages:
+            self._stepper.settle()  # an average of buffers sees them before this forward moves them
+        if isinstance(self._model, nn.parallel.DistributedDataParallel):
+            closes = self._last_batch or self._window.micro_batches + 1 == self._accumulate
+            self._model.require_backward_grad_sync = closes
+        if self._amp is None:
+            precision = nullcontext()
+        else:
+            precision = torch.autocast(self._device.type, dtype=_AMP[self._amp])
+        with precision:
+            yield
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; the last one closes its window even when it is not full.
+
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> guard = Guard(model, optimizer, accumulate=2)
+        >>> [guard.step(model(x).mean()).verdict.value for x in guard.batches(torch.ones(3, 1, 2))]
+        ['accumulated', 'applied', 'applied']
+        """
+        iterator = iter(loader)
+        ahead = next(iterator, _END)
+        while ahead is not _END:
+            batch, ahead = ahead, next(iterator, _END)
+            self._last_batch = ahead is _END
+            yield batch
+        self._last_batch = False
+        self._stepper.settle()
+
+    def step(self, loss: Tensor | LossTerms, *, sample_ids: Sequence[str] = ()) -> StepRecord:
+        """One micro-batch: backward, and on the window's last one the whole step.
+
+        Args:
+            loss: a scalar, or named terms.
+            sample_ids: names of the batch's samples; the record carries them.
+
+        Returns:
+            What happened. Where the verdict falls on the device the values are read when they are
+            first looked at; the step is applied or refused already.
+
+        Raises:
+            TrainingDiverged: the policy's limit of refusals was reached.
+            UsageError: no gradient can come from this loss, or none came.
+        """
+        terms = as_terms(loss)
+        total = terms.total
+        window = self._window
+        window.add(terms, total, sample_ids)
+        if not self._stepper.on_device and not math.isfinite(float(total.detach())):
+            window.poison(sample_ids)
+        # Under DDP the other ranks wait for this one's gradients, so backward runs all the same.
+        if not window.poisoned or isinstance(self._model, nn.parallel.DistributedDataParallel):
+            self._backward(total)
+        if window.micro_batches < self._accumulate and not self._last_batch:
+            return self._accumulated(total)
+        return self._close()
+
+    def flush(self) -> StepRecord | None:
+        """Close a window that is not full; None where nothing is waiting."""
+        record = self._close() if self._window.micro_batches else None
+        self._stepper.settle()
+        return record
+
+    def schedule(
+        self, scheduler: torch.optim.lr_scheduler.LRScheduler
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Step this scheduler after every applied step, and only then; returns it.
+
+        Raises:
+            UsageError: a scheduler that steps on a validation metric.
+        """
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise UsageError(
+                "guard.schedule: ReduceLROnPlateau steps on a validation metric, which the guard "
+                "does not see; call its step(metric) after validation instead."
+            )
+        self._stepper.schedulers.append(scheduler)
+        return scheduler
+
+    def average(
+        self, averaged: torch.optim.swa_utils.AveragedModel
+    ) -> torch.optim.swa_utils.AveragedModel:
+        """Update this average after every applied step, and only then; returns it."""
+        self._stepper.averages.append(averaged)
+        return averaged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and loss scale, as plain values.
+
+        Raises:
+            UsageError: a window is open; its gradients are in no checkpoint.
+        """
+        if self._window.micro_batches:
+            raise UsageError(
+                f"guard.state_dict: {self._window.micro_batches} of {self._accumulate} "
+                "micro-batches wait for their optimizer step and would be lost. Save after a step, "
+                "or call guard.flush() first."
+            )
+        self._stepper.settle()
+        scale = self._stepper.scale
+        return {
+            "version": 1,
+            "tally": asdict(self._stepper.tally),
+            "scale": None if scale is None else scale.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; a scale that this guard does not use is left out."""
+        self._stepper.settle()
+        self._stepper.tally = Tally(**state["tally"])
+        if self._stepper.scale is not None and state["scale"] is not None:
+            self._stepper.scale.load_state_dict(state["scale"])
+
+    def detach(self) -> None:
+        """Take the guard's hook off the model."""
+        self._stepper.settle()
+        self._stepper.buffers.remove()
+
+    def _backward(self, total: Tensor) -> None:
+        if self._accumulate > 1:
+            total = total / self._accumulate
+        if self._stepper.scale is not None:
+            total = total * self._stepper.scale.value.to(total.device)
+        total.backward()
+
+    def _close(self) -> StepRecord:
+        window, self._window = self._window, Window()
+        return self._stepper.close(window, self._accumulate)
+
+    def _accumulated(self, total: Tensor) -> StepRecord:
+        number, micro = self._stepper.tally.step, self._window.micro_batches
+        ids, total = tuple(self._window.sample_ids), total.detach()
+
+        def fetch() -> StepRecord:
+            return StepRecord(
+                step=number,
+                verdict=Verdict.ACCUMULATED,
+                loss=float(total),
+                micro_batches=micro,
+                sample_ids=ids,
+            )
+
+        return fetch() if total.device.type == "cpu" else LazyRecord(fetch)
+
+
+def _on_device(optimizer: torch.optim.Optimizer, decide: str, device: torch.device) -> bool:
+    if decide not in ("auto", "host", "device"):
+        raise ConfigError(f"decide={decide!r}: 'auto', 'host' or 'device'.")
+    can = folds(optimizer)
+    if decide == "device" and not can:
+        raise ConfigError(
+            f"decide='device': {type(optimizer).__name__} cannot be refused on the device; that "
+            "takes Adam, AdamW, SGD or Adagrad with fused=True in every group."
+        )
+    return can and (decide == "device" or (decide == "auto" and device.type != "cpu"))

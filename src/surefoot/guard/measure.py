@@ -1,0 +1,122 @@
+"""One read pass over the gradients: the norm of every tensor, and of all of them.
+
+A non-finite element makes its tensor's norm non-finite, so the same pass is the finiteness test
+and the blame vector. Norms are L2 and are taken in float32 at least: the norm of a half-precision
+gradient overflows and is rounded to three digits otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.errors import UsageError
+
+__all__ = ["Measured", "ParameterTable", "tensor_norms"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Measured(NamedTuple):
+    """The gradients of one step and what the read pass found."""
+
+    indices: list[int]
+    """Places in the table of the parameters that have a gradient."""
+    gradients: list[Tensor]
+    norms: Tensor
+    """P: L2 norm of each gradient, of the numbers as they lie in memory (scaled)."""
+    total: Tensor
+    """0-d: L2 norm of all of them together."""
+
+
+class ParameterTable:
+    """The optimizer's parameters in the model's order, and their names."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._build()
+
+    def _build(self) -> None:
+        place = {id(p): (i, name) for i, (name, p) in enumerate(self._model.named_parameters())}
+        found: list[tuple[int, str, Tensor]] = []
+        for g, group in enumerate(self._optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                unknown = (len(place) + len(found), f"group{g}.param{i}")
+                found.append((*place.get(id(parameter), unknown), parameter))
+        found.sort(key=lambda entry: entry[0])
+        self.names = tuple(name for _, name, _ in found)
+        self.parameters = tuple(parameter for _, _, parameter in found)
+        self._shape = self._count()
+
+    def _count(self) -> tuple[int, ...]:
+        return tuple(len(group["params"]) for group in self._optimizer.param_groups)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return self.parameters[0].device
+
+    def measure(self) -> Measured:
+        """Read every gradient once.
+
+        Raises:
+            UsageError: no parameter has a gradient.
+        """
+        if self._count() != self._shape:
+            self._build()  # a group was added, as when a backbone is unfrozen
+        gradients = [p.grad for p in self.parameters]
+        indices = [i for i, g in enumerate(gradients) if g is not None]
+        present = [g for g in gradients if g is not None]
+        if not present:
+            raise UsageError(
+                f"guard.step: none of the optimizer's {len(self.parameters)} parameters received a "
+                "gradient from this loss. Either the loss does not depend on them (a constant, a "
+                "detached tensor, torch.no_grad) or they are frozen; the optimizer was given "
+                f"{self.names[0]!r} and others."
+            )
+        norms = tensor_norms(present)
+        return Measured(indices, present, norms, torch.linalg.vector_norm(norms))
+
+
+def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, one pass.
+
+    Args:
+        gradients: P tensors of any float or complex dtype, strided or sparse, on any devices.
+
+    Returns:
+        P norms on the first tensor's device, float32 (float64 when a gradient is).
+
+    >>> tensor_norms([torch.tensor([3.0, 4.0]), torch.tensor([5.0])])
+    tensor([5., 5.])
+    """
+    kinds = {(g.dtype, g.device, g.layout) for g in gradients}
+    if len(kinds) == 1:
+        dtype, _, layout = next(iter(kinds))
+        if dtype in (torch.float32, torch.float64) and layout == torch.strided:
+            return torch.stack(torch._foreach_norm(list(gradients)))
+    home = gradients[0].device
+    wide = torch.float64 if any(dtype == torch.float64 for dtype, _, _ in kinds) else torch.float32
+    dense = [_dense_wide(g) for g in gradients]
+    norms: list[Tensor] = [torch.empty(0)] * len(dense)
+    for key in {(g.dtype, g.device) for g in dense}:
+        places = [i for i, g in enumerate(dense) if (g.dtype, g.device) == key]
+        wider = torch.float32 if key[0] in _HALF else None
+        found = torch._foreach_norm([dense[i] for i in places], 2.0, wider)
+        for i, norm in zip(places, found, strict=True):
+            norms[i] = norm.to(home, wide)
+    return torch.stack(norms)
+
+
+def _dense_wide(gradient: Tensor) -> Tensor:
+    """Strided and real; half precision on the CPU widened, where a float32 norm is 25x slower."""
+    if gradient.layout != torch.strided:
+        gradient = gradient.coalesce().values()
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient)
+    if gradient.dtype in _HALF and gradient.device.type == "cpu":
+        gradient = gradient.float()
+    return gradient

@@ -1,0 +1,66 @@
+"""What the guard does when something is wrong: data, not subclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from surefoot.errors import ConfigError
+
+__all__ = ["Policy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What happens at each event.
+
+    >>> Policy.conservative().initial_scale
+    1024.0
+    """
+
+    nonfinite: Literal["refuse", "raise"] = "refuse"
+    """A NaN or Inf in the loss or a gradient: refuse that step and go on, or raise
+    :class:`~surefoot.errors.TrainingDiverged` at once. A fp16 overflow above the scale's floor is
+    normal and never raises by itself."""
+    max_consecutive_refusals: int = 100
+    """So many refusals in a row end the run with ``TrainingDiverged``. A run of fp16 overflows from
+    2^24 down to the floor takes 24."""
+    initial_scale: float = 2.0**16
+    """First loss scale (fp16 only)."""
+    growth_factor: float = 2.0
+    """The scale is multiplied by this after ``growth_interval`` clean steps."""
+    backoff_factor: float = 0.5
+    """The scale is multiplied by this after an overflow."""
+    growth_interval: int = 2000
+    """Clean optimizer steps between two raises of the scale."""
+    min_scale: float = 1.0
+    """Floor of the scale. A gradient that overflows here is not the scale's fault."""
+    max_scale: float = 2.0**24
+    """Ceiling of the scale."""
+
+    def __post_init__(self) -> None:
+        if self.nonfinite not in ("refuse", "raise"):
+            raise ConfigError(f"Policy.nonfinite: 'refuse' or 'raise', not {self.nonfinite!r}.")
+        for name in ("max_consecutive_refusals", "growth_interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Policy.{name}: at least 1, not {getattr(self, name)}.")
+        if not self.growth_factor > 1.0 > self.backoff_factor > 0.0:
+            raise ConfigError(
+                "Policy: growth_factor is above 1 and backoff_factor between 0 and 1, not "
+                f"{self.growth_factor} and {self.backoff_factor}."
+            )
+        if not 0.0 < self.min_scale <= self.initial_scale <= self.max_scale:
+            raise ConfigError(
+                "Policy: 0 < min_scale <= initial_scale <= max_scale, not "
+                f"{self.min_scale}, {self.initial_scale}, {self.max_scale}."
+            )
+
+    @classmethod
+    def conservative(cls) -> Policy:
+        """fp16 settings for fine-tuning: a low first scale that grows slowly."""
+        return cls(initial_scale=2.0**10, growth_factor=1.5, growth_interval=1000)
+
+    @classmethod
+    def strict(cls) -> Policy:
+        """Stop at the first NaN or Inf."""
+        return cls(nonfinite="raise")

@@ -1,0 +1,57 @@
+"""The loss scale of fp16 training, on the device.
+
+Dynamic loss scaling as in Micikevicius et al. 2018, "Mixed Precision Training", section 3.2, with
+the update rule of torch.amp.GradScaler and, beyond it, a floor and a ceiling: without a floor a few
+hundred NaN steps drive the scale to exactly 0, and clean gradients become NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surefoot.guard.policy import Policy
+
+__all__ = ["LossScale"]
+
+
+class LossScale:
+    """A scale that grows while steps are clean and is backed off when gradients overflow."""
+
+    def __init__(self, policy: Policy, device: torch.device) -> None:
+        self._policy = policy
+        self.value = torch.full((), policy.initial_scale, dtype=torch.float32, device=device)
+        self._clean_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def update(self, *, overflow: Tensor, freeze: Tensor) -> None:
+        """After a step: back off, count, or grow.
+
+        Args:
+            overflow: 0-d bool, gradients were not finite.
+            freeze: 0-d bool, the loss itself was not finite; no scale is to blame, nothing moves.
+        """
+        scale, clean = self.value.clone(), self._clean_steps.clone()
+        policy = self._policy
+        torch._amp_update_scale_(
+            scale,
+            clean,
+            overflow.to(torch.float32),
+            policy.growth_factor,
+            policy.backoff_factor,
+            policy.growth_interval,
+        )
+        scale.clamp_(policy.min_scale, policy.max_scale)
+        # New tensors, never in place: the old value may still be on its way to the host.
+        self.value = torch.where(freeze, self.value, scale)
+        self._clean_steps = torch.where(freeze, self._clean_steps, clean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and the number of clean steps since it last moved."""
+        return {"scale": float(self.value), "clean_steps": int(self._clean_steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.value = torch.full_like(self.value, state["scale"])
+        self._clean_steps = torch.full_like(self._clean_steps, state["clean_steps"])

@@ -1,0 +1,232 @@
+"""One optimizer step: measure, judge, apply or refuse, say what happened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.errors import TrainingDiverged
+from surefoot.guard.apply import apply_folded, apply_plain, folds, seed_momentum
+from surefoot.guard.arrival import Arrival, LazyRecord
+from surefoot.guard.blame import all_finite
+from surefoot.guard.buffers import BufferKeeper
+from surefoot.guard.clip import NormClip
+from surefoot.guard.measure import Measured, ParameterTable
+from surefoot.guard.policy import Policy
+from surefoot.guard.scale import LossScale
+from surefoot.guard.verdict import Facts, Tally, record_of
+from surefoot.guard.window import Window
+from surefoot.records import Cause, StepRecord
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Closes windows. It is given a window whose gradients lie in the parameters."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip: NormClip | None,
+        scale: LossScale | None,
+        policy: Policy,
+        on_device: bool,
+    ) -> None:
+        self.optimizer = optimizer
+        self.table = ParameterTable(model, optimizer)
+        self.buffers = BufferKeeper(model)
+        self.scale = scale
+        self.tally = Tally()
+        self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
+        self.averages: list[torch.optim.swa_utils.AveragedModel] = []
+        self._model, self._clip, self._policy = model, clip, policy
+        self.on_device = on_device
+        self._folds = folds(optimizer)
+        self._pending: LazyRecord | None = None
+
+    def close(self, window: Window, accumulate: int) -> StepRecord:
+        """Judge the window's gradients and apply or refuse them; they are gone afterwards.
+
+        Raises:
+            TrainingDiverged: the policy's limit was reached; the step was refused all the same.
+        """
+        self.settle()
+        facts = self._facts(window, accumulate)
+        try:
+            if window.poisoned:
+                return self._refuse_unmeasured(window, facts)
+            measured = self.table.measure()
+            if self.on_device and seed_momentum(self.optimizer):
+                return self._decide_on_device(window, measured, facts)
+            return self._decide_on_host(window, measured, facts)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.buffers.window_closed()
+
+    def settle(self) -> None:
+        """Wait for the verdict of the last step, if it is still on its way, and follow it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._escalate(pending)
+
+    def _facts(self, window: Window, accumulate: int) -> Facts:
+        number, self.tally.step = self.tally.step, self.tally.step + 1
+        return Facts(
+            step=number,
+            loss=math.nan,
+            raw_terms=(math.nan,) * len(window.names),
+            term_names=window.names,
+            term_weights=window.weights,
+            learning_rates=tuple(_rate(group["lr"]) for group in self.optimizer.param_groups),
+            micro_batches=window.micro_batches,
+            accumulate=accumulate,
+            sample_ids=tuple(window.sample_ids),
+            unit=window.micro_batches / accumulate,
+            scale_floor=None if self.scale is None else self._policy.min_scale,
+        )
+
+    # -- where reading is free, or the optimizer leaves no choice ---------------------------------
+
+    def _refuse_unmeasured(self, window: Window, facts: Facts) -> StepRecord:
+        raw, loss = window.means()
+        scale = 1.0 if self.scale is None else float(self.scale.value)
+        facts = replace(
+            facts,
+            loss=float(loss),
+            raw_terms=raw.tolist(),
+            scale=scale,
+            next_scale=scale,
+            backward_skipped=True,
+            buffers_moved=self.buffers.restore(),
+        )
+        return self._escalate(self._conclude(facts))
+
+    def _decide_on_host(self, window: Window, measured: Measured, facts: Facts) -> StepRecord:
+        raw, loss = window.means()
+        scale = 1.0 if self.scale is None else float(self.scale.value)
+        facts = replace(
+            facts,
+            loss=float(loss),
+            raw_terms=raw.tolist(),
+            scale=scale,
+            next_scale=scale,
+            unit=scale * facts.unit,
+            total_norm=float(measured.total),
+        )
+        if facts.good:
+            if self._clip is not None:
+                clip_divisor = self._clip.divisor(facts.total_norm / facts.unit)
+                facts = replace(facts, clip_divisor=clip_divisor)
+            self._apply_on_host(measured, facts.unit * facts.clip_divisor)
+        else:
+            facts = replace(
+                facts,
+                norms=measured.norms.tolist(),
+                names=[self.table.names[i] for i in measured.indices],
+                elements_finite=all_finite(measured.gradients),
+                buffers_moved=self.buffers.restore(),
+            )
+        if self.scale is not None:
+            device = self.scale.value.device
+            self.scale.update(
+                overflow=torch.tensor(not facts.total_norm < math.inf, device=device),
+                freeze=torch.tensor(not math.isfinite(facts.loss), device=device),
+            )
+            facts = replace(facts, next_scale=float(self.scale.value))
+        return self._escalate(self._conclude(facts))
+
+    def _apply_on_host(self, measured: Measured, divisor: float) -> None:
+        if not self._folds:
+            apply_plain(self.optimizer, measured.gradients, divisor)
+        elif divisor == 1.0:
+            apply_folded(self.optimizer, divisor=None, refuse=None)
+        else:
+            tensor = torch.full((), divisor, device=measured.total.device)
+            apply_folded(self.optimizer, divisor=tensor, refuse=None)
+
+    # -- where reading would stop the device ------------------------------------------------------
+
+    def _decide_on_device(self, window: Window, measured: Measured, facts: Facts) -> StepRecord:
+        raw, loss = window.means()
+        device = measured.total.device
+        raw, loss, total = raw.to(device), loss.to(device), measured.total.float()
+        scale = None if self.scale is None else self.scale.value
+        unit = facts.unit if scale is None else scale * facts.unit
+        norm = total / unit
+        # Asked as "is it good?", so that a NaN, which compares false, is refused.
+        gradients_bad, loss_bad = ~(norm < math.inf), ~torch.isfinite(loss)
+        bad = gradients_bad | loss_bad
+        clip_divisor = torch.ones_like(norm) if self._clip is None else self._clip.divisor(norm)
+        plain = self._clip is None and scale is None and facts.unit == 1.0
+        divisor = None if plain else (clip_divisor * unit).float()
+        apply_folded(self.optimizer, divisor=divisor, refuse=bad)
+        moved = self.buffers.restore(bad)
+        next_scale = scale
+        if self.scale is not None:
+            self.scale.update(overflow=gradients_bad, freeze=loss_bad)
+            next_scale = self.scale.value
+        one = torch.ones_like(total)
+        head = [loss, total, clip_divisor, one if scale is None else scale]
+        head.append(one if next_scale is None else next_scale)
+        arrival = Arrival(torch.cat([torch.stack(head), raw, measured.norms.float()]))
+        names = [self.table.names[i] for i in measured.indices]
+        facts = replace(facts, names=names, buffers_moved=moved)
+        self._pending = LazyRecord(lambda: self._conclude(_landed(arrival, facts)))
+        return self._pending
+
+    # -- what follows from a verdict --------------------------------------------------------------
+
+    def _conclude(self, facts: Facts) -> StepRecord:
+        self.tally.count(good=facts.good)
+        record = record_of(facts, self.tally)
+        if facts.good:
+            for averaged in self.averages:
+                averaged.update_parameters(self._model)
+            for scheduler in self.schedulers:
+                scheduler.step()
+        return record
+
+    def _escalate(self, record: StepRecord) -> StepRecord:
+        if record.applied:
+            return record
+        limit, absorbed = self._policy.max_consecutive_refusals, record.cause is Cause.OVERFLOW
+        if self._policy.nonfinite == "raise" and not absorbed:
+            raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
+        if self.tally.consecutive >= limit:
+            raise TrainingDiverged(
+                f"{limit} steps in a row were refused, so the run is stopped; the weights are "
+                f"those of the last applied step. The last refusal: {record}.",
+                record=record,
+            )
+        return record
+
+
+def _landed(arrival: Arrival, facts: Facts) -> Facts:
+    """The facts once the device's values are there."""
+    values = arrival.read()
+    loss, total, clip_divisor, scale, next_scale = values[:5]
+    split = 5 + len(facts.term_names)
+    return replace(
+        facts,
+        loss=loss,
+        total_norm=total,
+        clip_divisor=clip_divisor,
+        scale=scale,
+        next_scale=next_scale,
+        unit=scale * facts.unit,
+        raw_terms=values[5:split],
+        norms=values[split:],
+    )
+
+
+def _rate(rate: Any) -> float:
+    """A learning rate; NaN where it is a tensor on a device, which only a stop could read."""
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        return math.nan
+    return float(rate)

@@ -1,0 +1,115 @@
+"""From what was measured to what is said: pure functions on plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from surefoot.guard.blame import culprits
+from surefoot.records import Cause, Event, StepRecord, TermRecord, Verdict
+
+__all__ = ["Facts", "Tally", "record_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything known of one optimizer step once it has reached the host."""
+
+    step: int
+    loss: float
+    raw_terms: Sequence[float]
+    term_names: Sequence[str]
+    term_weights: Sequence[float]
+    learning_rates: tuple[float, ...]
+    micro_batches: int
+    accumulate: int
+    sample_ids: tuple[str, ...]
+    scale: float = 1.0
+    next_scale: float = 1.0
+    scale_floor: float | None = None
+    """None: no loss scale."""
+    total_norm: float = math.nan
+    """Norm of the gradients as they lay in memory; NaN where backward was not run."""
+    unit: float = 1.0
+    """How many times larger than the true gradient that is: scale x micro-batches / accumulate."""
+    clip_divisor: float = 1.0
+    norms: Sequence[float] = ()
+    names: Sequence[str] = ()
+    backward_skipped: bool = False
+    buffers_moved: bool = False
+    elements_finite: bool = False
+    """A look at the elements found every one finite (only where the host decides)."""
+
+    @property
+    def good(self) -> bool:
+        """Whether the step is applied; NaN compares false and so lands on the refusing side."""
+        return math.isfinite(self.loss) and self.total_norm < math.inf
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over the run."""
+
+    step: int = 0
+    """Optimizer steps closed so far, refused ones too."""
+    applied: int = 0
+    refused: int = 0
+    consecutive: int = 0
+    """Refusals since the last applied step."""
+
+    def count(self, *, good: bool) -> None:
+        """One more verdict is known."""
+        if good:
+            self.applied, self.consecutive = self.applied + 1, 0
+        else:
+            self.refused, self.consecutive = self.refused + 1, self.consecutive + 1
+
+
+def record_of(facts: Facts, tally: Tally) -> StepRecord:
+    """The record of a step that was just counted."""
+    cause = _cause(facts)
+    gradients_bad = cause not in (Cause.NONE, Cause.NONFINITE_LOSS)
+    terms = zip(facts.term_names, facts.raw_terms, facts.term_weights, strict=True)
+    return StepRecord(
+        step=facts.step,
+        verdict=Verdict.APPLIED if facts.good else Verdict.REFUSED,
+        cause=cause,
+        loss=facts.loss,
+        terms=tuple(TermRecord(name, raw, weight) for name, raw, weight in terms),
+        grad_norm=facts.total_norm / facts.unit,
+        clip_coefficient=1.0 / facts.clip_divisor if facts.good else 1.0,
+        loss_scale=facts.scale,
+        learning_rates=facts.learning_rates,
+        micro_batches=facts.micro_batches,
+        applied_steps=tally.applied,
+        refused_steps=tally.refused,
+        culprits=culprits(facts.names, facts.norms) if gradients_bad and facts.norms else (),
+        sample_ids=facts.sample_ids,
+        events=_events(facts),
+    )
+
+
+def _cause(facts: Facts) -> Cause:
+    if facts.good:
+        return Cause.NONE
+    if not math.isfinite(facts.loss):
+        return Cause.NONFINITE_LOSS
+    if facts.scale_floor is not None and facts.scale > facts.scale_floor:
+        return Cause.OVERFLOW
+    if facts.elements_finite or (facts.norms and all(map(math.isfinite, facts.norms))):
+        return Cause.NORM_OVERFLOW
+    return Cause.NONFINITE_GRADIENT
+
+
+def _events(facts: Facts) -> tuple[Event, ...]:
+    happened = {
+        Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
+        Event.PARTIAL_WINDOW: facts.micro_batches < facts.accumulate,
+        Event.BACKWARD_SKIPPED: facts.backward_skipped,
+        Event.BUFFERS_RESTORED: facts.buffers_moved and not facts.good,
+        Event.SCALE_BACKED_OFF: facts.next_scale < facts.scale,
+        Event.SCALE_GREW: facts.next_scale > facts.scale,
+        Event.SCALE_AT_FLOOR: facts.next_scale == facts.scale_floor,
+    }
+    return tuple(event for event, so in happened.items() if so)
