@@ -122,6 +122,8 @@ class StepRecord:
     refused_steps: int = field(default_factory=int)
     culprits: tuple[Culprit, ...] = field(default_factory=tuple)
     sample_ids: tuple[str, ...] = field(default_factory=tuple)
+    rank: int = field(default_factory=int)
+    """Process that says so, 0 where there is only one."""
     events: tuple[Event, ...] = field(default_factory=tuple)
     version: int = field(default_factory=lambda: RECORD_VERSION)
 

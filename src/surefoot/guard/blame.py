@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from surefoot.records import Culprit
 
@@ -35,4 +36,6 @@ def all_finite(gradients: Sequence[Tensor]) -> bool:
 
 
 def _values(gradient: Tensor) -> Tensor:
+    if isinstance(gradient, DTensor):
+        return gradient.to_local()
     return gradient if gradient.layout == torch.strided else gradient.coalesce().values()

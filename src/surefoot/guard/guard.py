@@ -154,10 +154,11 @@ class Guard:
         total = terms.total
         window = self._window
         window.add(terms, total, sample_ids)
-        if not self._stepper.on_device and not math.isfinite(float(total.detach())):
+        # Where ranks train together the others wait for this one's gradients: backward runs.
+        look = not (self._stepper.on_device or self._stepper.together)
+        if look and not math.isfinite(float(total.detach())):
             window.poison(sample_ids)
-        # Under DDP the other ranks wait for this one's gradients, so backward runs all the same.
-        if not window.poisoned or isinstance(self._model, nn.parallel.DistributedDataParallel):
+        if not window.poisoned:
             self._backward(total)
         if window.micro_batches < self._accumulate and not self._last_batch:
             return self._accumulated(total)

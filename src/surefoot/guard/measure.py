@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from surefoot.errors import UsageError
 
@@ -85,7 +86,8 @@ def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, one pass.
 
     Args:
-        gradients: P tensors of any float or complex dtype, strided or sparse, on any devices.
+        gradients: P tensors of any float or complex dtype, strided, sparse or sharded, on any
+            devices.
 
     Returns:
         P norms on the first tensor's device, float32 (float64 when a gradient is).
@@ -93,13 +95,15 @@ def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
     >>> tensor_norms([torch.tensor([3.0, 4.0]), torch.tensor([5.0])])
     tensor([5., 5.])
     """
-    kinds = {(g.dtype, g.device, g.layout) for g in gradients}
+    kinds = {(g.dtype, g.device, g.layout, isinstance(g, DTensor)) for g in gradients}
     if len(kinds) == 1:
-        dtype, _, layout = next(iter(kinds))
-        if dtype in (torch.float32, torch.float64) and layout == torch.strided:
+        dtype, _, layout, sharded = next(iter(kinds))
+        if not sharded and dtype in (torch.float32, torch.float64) and layout == torch.strided:
             return torch.stack(torch._foreach_norm(list(gradients)))
+    if any(sharded for *_, sharded in kinds):
+        return _sharded_norms(gradients)
     home = gradients[0].device
-    wide = torch.float64 if any(dtype == torch.float64 for dtype, _, _ in kinds) else torch.float32
+    wide = torch.float64 if any(dtype == torch.float64 for dtype, *_ in kinds) else torch.float32
     dense = [_dense_wide(g) for g in gradients]
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
     for key in {(g.dtype, g.device) for g in dense}:
@@ -109,6 +113,33 @@ def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
         for i, norm in zip(places, found, strict=True):
             norms[i] = norm.to(home, wide)
     return torch.stack(norms)
+
+
+def _sharded_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Norms of whole tensors that lie in shards on several ranks; one reduction per mesh axis.
+
+    torch's own reduction of ``found_inf`` looks at the first gradient's placements alone, and its
+    total norm fails on mixed meshes (pytorch#180346); here every tensor goes by its own.
+    """
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    norms = tensor_norms(local)
+    axes: dict[torch.distributed.ProcessGroup, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        if not isinstance(gradient, DTensor):
+            continue
+        for axis, placement in enumerate(gradient.placements):
+            if placement.is_partial():
+                raise UsageError(
+                    "guard.step: a gradient is a partial sum over ranks; reduce it before the step "
+                    "(FSDP2 and tensor parallel layers do so at the end of backward)."
+                )
+            if placement.is_shard():
+                axes.setdefault(gradient.device_mesh.get_group(axis), []).append(i)
+    for group, places in axes.items():
+        squares = norms[places].square()
+        torch.distributed.all_reduce(squares, group=group)
+        norms = norms.index_put((torch.tensor(places, device=norms.device),), squares.sqrt())
+    return norms
 
 
 def _dense_wide(gradient: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from surefoot.errors import TrainingDiverged
 from surefoot.guard.apply import apply_folded, apply_plain, folds, seed_momentum
@@ -46,6 +47,7 @@ class Stepper:
         self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
         self.averages: list[torch.optim.swa_utils.AveragedModel] = []
         self._model, self._clip, self._policy = model, clip, policy
+        self.together = trains_together(model)
         self.on_device = on_device
         self._folds = folds(optimizer)
         self._pending: LazyRecord | None = None
@@ -87,6 +89,8 @@ class Stepper:
             micro_batches=window.micro_batches,
             accumulate=accumulate,
             sample_ids=tuple(window.sample_ids),
+            rank=torch.distributed.get_rank() if self.together else 0,
+            loss_votes=not self.together,
             unit=window.micro_batches / accumulate,
             scale_floor=None if self.scale is None else self._policy.min_scale,
         )
@@ -136,7 +140,9 @@ class Stepper:
             device = self.scale.value.device
             self.scale.update(
                 overflow=torch.tensor(not facts.total_norm < math.inf, device=device),
-                freeze=torch.tensor(not math.isfinite(facts.loss), device=device),
+                freeze=torch.tensor(
+                    facts.loss_votes and not math.isfinite(facts.loss), device=device
+                ),
             )
             facts = replace(facts, next_scale=float(self.scale.value))
         return self._escalate(self._conclude(facts))
@@ -160,7 +166,8 @@ class Stepper:
         unit = facts.unit if scale is None else scale * facts.unit
         norm = total / unit
         # Asked as "is it good?", so that a NaN, which compares false, is refused.
-        gradients_bad, loss_bad = ~(norm < math.inf), ~torch.isfinite(loss)
+        gradients_bad = ~(norm < math.inf)
+        loss_bad = ~torch.isfinite(loss) & facts.loss_votes
         bad = gradients_bad | loss_bad
         clip_divisor = torch.ones_like(norm) if self._clip is None else self._clip.divisor(norm)
         plain = self._clip is None and scale is None and facts.unit == 1.0
@@ -205,6 +212,13 @@ class Stepper:
                 record=record,
             )
         return record
+
+
+def trains_together(model: nn.Module) -> bool:
+    """Whether other ranks hold the same model, so that all have to come to one verdict."""
+    return isinstance(model, nn.parallel.DistributedDataParallel) or any(
+        isinstance(p, DTensor) for p in model.parameters()
+    )
 
 
 def _landed(arrival: Arrival, facts: Facts) -> Facts:

@@ -38,13 +38,17 @@ class Facts:
     names: Sequence[str] = ()
     backward_skipped: bool = False
     buffers_moved: bool = False
+    rank: int = 0
+    loss_votes: bool = True
+    """Whether a bad loss alone refuses. Not where ranks train together: each sees its own loss, but
+    all see the same gradient, and they have to decide alike."""
     elements_finite: bool = False
     """A look at the elements found every one finite (only where the host decides)."""
 
     @property
     def good(self) -> bool:
         """Whether the step is applied; NaN compares false and so lands on the refusing side."""
-        return math.isfinite(self.loss) and self.total_norm < math.inf
+        return self.total_norm < math.inf and (math.isfinite(self.loss) or not self.loss_votes)
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ def record_of(facts: Facts, tally: Tally) -> StepRecord:
         refused_steps=tally.refused,
         culprits=culprits(facts.names, facts.norms) if gradients_bad and facts.norms else (),
         sample_ids=facts.sample_ids,
+        rank=facts.rank,
         events=_events(facts),
     )
 
