@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.interleave import interleave, machine, print_table
 from surefoot.guard import Guard
-from surefoot.guard.window import Window
+from surefoot.guard.accumulation import Accumulation
 
 TENSORS = 200
 _Way = tuple[Callable[[], object], Callable[[], object]]
@@ -79,7 +79,7 @@ def _ours(bench: _Bench, clip: float | None, amp: str | None, decide: str) -> _W
     loss: Tensor = bench.loss
 
     def step() -> None:
-        window = Window(1, ("loss",), (1.0,), loss.reshape(1), loss)
+        window = Accumulation(1, ("loss",), (1.0,), loss.reshape(1), loss)
         guard._stepper.close(window, 1)
 
     return bench.fill, step

@@ -19,7 +19,7 @@ from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.stepper import Stepper
 from surefoot.guard.verdict import Tally
-from surefoot.guard.window import Window, as_terms
+from surefoot.guard.accumulation import Accumulation, as_terms
 from surefoot.records import StepRecord, Verdict
 from surefoot.shapes import LossTerms
 
@@ -85,7 +85,7 @@ class Guard:
             policy=self.policy,
             on_device=_on_device(optimizer, decide, device),
         )
-        self._window = Window()
+        self._window = Accumulation()
         self._last_batch = False
 
     @property
@@ -233,7 +233,7 @@ class Guard:
         total.backward()
 
     def _close(self) -> StepRecord:
-        window, self._window = self._window, Window()
+        window, self._window = self._window, Accumulation()
         return self._stepper.close(window, self._accumulate)
 
     def _accumulated(self, total: Tensor) -> StepRecord:

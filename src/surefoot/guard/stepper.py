@@ -20,7 +20,7 @@ from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.verdict import Facts, Tally, record_of
-from surefoot.guard.window import Window
+from surefoot.guard.accumulation import Accumulation
 from surefoot.records import Cause, StepRecord
 
 __all__ = ["Stepper"]
@@ -52,7 +52,7 @@ class Stepper:
         self._folds = folds(optimizer)
         self._pending: LazyRecord | None = None
 
-    def close(self, window: Window, accumulate: int) -> StepRecord:
+    def close(self, window: Accumulation, accumulate: int) -> StepRecord:
         """Judge the window's gradients and apply or refuse them; they are gone afterwards.
 
         Raises:
@@ -77,7 +77,7 @@ class Stepper:
             pending, self._pending = self._pending, None
             self._escalate(pending)
 
-    def _facts(self, window: Window, accumulate: int) -> Facts:
+    def _facts(self, window: Accumulation, accumulate: int) -> Facts:
         number, self.tally.step = self.tally.step, self.tally.step + 1
         return Facts(
             step=number,
@@ -97,7 +97,7 @@ class Stepper:
 
     # -- where reading is free, or the optimizer leaves no choice ---------------------------------
 
-    def _refuse_unmeasured(self, window: Window, facts: Facts) -> StepRecord:
+    def _refuse_unmeasured(self, window: Accumulation, facts: Facts) -> StepRecord:
         raw, loss = window.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
         facts = replace(
@@ -111,7 +111,7 @@ class Stepper:
         )
         return self._escalate(self._conclude(facts))
 
-    def _decide_on_host(self, window: Window, measured: Measured, facts: Facts) -> StepRecord:
+    def _decide_on_host(self, window: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
         raw, loss = window.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
         facts = replace(
@@ -158,7 +158,7 @@ class Stepper:
 
     # -- where reading would stop the device ------------------------------------------------------
 
-    def _decide_on_device(self, window: Window, measured: Measured, facts: Facts) -> StepRecord:
+    def _decide_on_device(self, window: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
         raw, loss = window.means()
         device = measured.total.device
         raw, loss, total = raw.to(device), loss.to(device), measured.total.float()

@@ -11,7 +11,7 @@ from torch import Tensor
 from surefoot.errors import UsageError
 from surefoot.shapes import LossTerms
 
-__all__ = ["Window", "as_terms"]
+__all__ = ["Accumulation", "as_terms"]
 
 
 def as_terms(loss: Tensor | LossTerms) -> LossTerms:
@@ -38,7 +38,7 @@ def as_terms(loss: Tensor | LossTerms) -> LossTerms:
 
 
 @dataclass
-class Window:
+class Accumulation:
     """Sums over the micro-batches seen since the last optimizer step."""
 
     micro_batches: int = 0
