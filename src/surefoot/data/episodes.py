@@ -13,7 +13,10 @@ from torch.utils.data import Dataset
 from surefoot.errors import ConfigError
 from surefoot.shapes import Episode
 
-__all__ = ["Episodes", "images_to_tensor"]
+__all__ = ["MIN_VISIBLE", "Episodes", "images_to_tensor"]
+
+MIN_VISIBLE = 0.35
+"""Below this share of its pixels an object is neither present nor absent."""
 
 
 class Episodes(Dataset[Episode], ABC):

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from surefoot.data.synthetic_objects import SHAPES, Sprite, make_sprite
 from surefoot.errors import ConfigError
 
 __all__ = [
-    "MIN_VISIBLE",
     "SEEDS_PER_SPLIT",
     "Exposure",
     "Placed",
@@ -30,20 +29,20 @@ __all__ = [
     "Split",
     "SyntheticScenes",
     "cut_ground",
+    "free_place",
     "paste",
     "placement",
+    "rotation",
     "split_seed",
 ]
 
 Split = Literal["train", "calibration", "validation"]
 """Whose objects and grounds: no two splits share one."""
 SEEDS_PER_SPLIT = 1_000_000
-MIN_VISIBLE = 0.35
-"""Below this share of its pixels an object is neither present nor absent."""
 _SOLID = 127
 
 _Random = np.random.Generator
-_Matrix = NDArray[np.float64]
+_Matrix = NDArray[np.floating[Any]]
 
 
 def split_seed(split: Split, index: int) -> int:
@@ -253,7 +252,7 @@ class SyntheticScenes:
         placed: list[tuple[int, Placed]] = []
         for index, seed in enumerate(objects):
             side = base * random.uniform(0.75, 1.35)
-            centre = _free_place(random, taken, side, size)
+            centre = free_place(random, taken, side, size)
             if centre is None:
                 continue
             taken.append((centre, side))
@@ -290,8 +289,8 @@ def _picture_bytes(picture: Image.Image) -> int:
     return 4 * picture.width * picture.height
 
 
-def _free_place(
-    random: _Random, taken: list[tuple[NDArray[np.float64], float]], side: float, size: int
+def free_place(
+    random: _Random, taken: list[tuple[NDArray[np.float64], float]], side: float, size: float
 ) -> NDArray[np.float64] | None:
     """A centre whose circle touches no other; None when eight tries found none."""
     for _ in range(8):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from surefoot.data.episodes import Episodes, images_to_tensor
+from surefoot.data.episodes import MIN_VISIBLE, Episodes, images_to_tensor
 from surefoot.data.synthetic import (
-    MIN_VISIBLE,
     SEEDS_PER_SPLIT,
     Scene,
     Split,
