@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surefoot.errors import SurefootError, TrainingDiverged
-    from surefoot.guard import Guard, Policy
+    from surefoot.guard import Guard, Policy, attach
     from surefoot.journal import JournalReader, JournalWriter
     from surefoot.records import Cause, StepRecord, Verdict
     from surefoot.shapes import LossTerms
@@ -26,6 +26,7 @@ _HOME = {
     "SurefootError": "errors",
     "TrainingDiverged": "errors",
     "Verdict": "records",
+    "attach": "guard",
 }
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "TrainingDiverged",
     "Verdict",
     "__version__",
+    "attach",
 ]
 
 

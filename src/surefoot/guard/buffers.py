@@ -24,9 +24,15 @@ class BufferKeeper:
     The copy is taken by a hook at the first forward pass of a window in training mode, so whatever
     was done to the buffers between two steps (loading, recalibration) is part of it. A loop that
     calls submodules only never fires that hook; then the end of the previous step is the moment.
+
+    Args:
+        model: whose buffers.
+        repair: put a buffer that is not finite back before it is copied. In somebody else's loop a
+            GradScaler may skip a step without a word; nothing else undoes its forward pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, repair: bool = False) -> None:
+        self._repair = repair
         self._owners: list[tuple[nn.Module, str]] = []
         seen: set[int] = set()
         for module in model.modules():
@@ -51,9 +57,19 @@ class BufferKeeper:
         return [i for i, (now, then) in marks if now != then or buffers[i].numel() <= _SMALL]
 
     def _before_forward(self, module: nn.Module, _: Any) -> None:
+        if module.training and self._repair:
+            self._mend()
         if module.training and not self._fresh:
             self.capture()
             self._fresh = self._hook_seen = True
+
+    def _mend(self) -> None:
+        buffers = self._current()
+        with torch.no_grad():
+            for i in self._moved(buffers):
+                if buffers[i].is_floating_point() and _alike(self._kept[i], buffers[i]):
+                    bad = ~torch.isfinite(buffers[i]).all()
+                    buffers[i].copy_(torch.where(bad, self._kept[i], buffers[i]))
 
     def capture(self) -> None:
         """Copy the buffers that may have moved since the last copy."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.errors import ConfigError, UsageError
+from surefoot.guard.accumulation import Accumulation, as_terms
 from surefoot.guard.apply import folds
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import NormClip
@@ -19,7 +20,6 @@ from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.stepper import Stepper
 from surefoot.guard.verdict import Tally
-from surefoot.guard.accumulation import Accumulation, as_terms
 from surefoot.records import StepRecord, Verdict
 from surefoot.shapes import LossTerms
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
-from surefoot.errors import TrainingDiverged
+from surefoot.guard.accumulation import Accumulation
 from surefoot.guard.apply import apply_folded, apply_plain, folds, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
 from surefoot.guard.blame import all_finite
@@ -19,9 +18,8 @@ from surefoot.guard.clip import NormClip
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
-from surefoot.guard.verdict import Facts, Tally, record_of
-from surefoot.guard.accumulation import Accumulation
-from surefoot.records import Cause, StepRecord
+from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
+from surefoot.records import StepRecord
 
 __all__ = ["Stepper"]
 
@@ -52,21 +50,21 @@ class Stepper:
         self._folds = folds(optimizer)
         self._pending: LazyRecord | None = None
 
-    def close(self, window: Accumulation, accumulate: int) -> StepRecord:
+    def close(self, micro: Accumulation, accumulate: int) -> StepRecord:
         """Judge the window's gradients and apply or refuse them; they are gone afterwards.
 
         Raises:
             TrainingDiverged: the policy's limit was reached; the step was refused all the same.
         """
         self.settle()
-        facts = self._facts(window, accumulate)
+        facts = self._facts(micro, accumulate)
         try:
-            if window.poisoned:
-                return self._refuse_unmeasured(window, facts)
+            if micro.poisoned:
+                return self._refuse_unmeasured(micro, facts)
             measured = self.table.measure()
             if self.on_device and seed_momentum(self.optimizer):
-                return self._decide_on_device(window, measured, facts)
-            return self._decide_on_host(window, measured, facts)
+                return self._decide_on_device(micro, measured, facts)
+            return self._decide_on_host(micro, measured, facts)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
             self.buffers.window_closed()
@@ -75,30 +73,30 @@ class Stepper:
         """Wait for the verdict of the last step, if it is still on its way, and follow it."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            self._escalate(pending)
+            escalate(pending, self.tally, self._policy)
 
-    def _facts(self, window: Accumulation, accumulate: int) -> Facts:
+    def _facts(self, micro: Accumulation, accumulate: int) -> Facts:
         number, self.tally.step = self.tally.step, self.tally.step + 1
         return Facts(
             step=number,
             loss=math.nan,
-            raw_terms=(math.nan,) * len(window.names),
-            term_names=window.names,
-            term_weights=window.weights,
-            learning_rates=tuple(_rate(group["lr"]) for group in self.optimizer.param_groups),
-            micro_batches=window.micro_batches,
+            raw_terms=(math.nan,) * len(micro.names),
+            term_names=micro.names,
+            term_weights=micro.weights,
+            learning_rates=learning_rates(self.optimizer),
+            micro_batches=micro.micro_batches,
             accumulate=accumulate,
-            sample_ids=tuple(window.sample_ids),
+            sample_ids=tuple(micro.sample_ids),
             rank=torch.distributed.get_rank() if self.together else 0,
             loss_votes=not self.together,
-            unit=window.micro_batches / accumulate,
+            unit=micro.micro_batches / accumulate,
             scale_floor=None if self.scale is None else self._policy.min_scale,
         )
 
     # -- where reading is free, or the optimizer leaves no choice ---------------------------------
 
-    def _refuse_unmeasured(self, window: Accumulation, facts: Facts) -> StepRecord:
-        raw, loss = window.means()
+    def _refuse_unmeasured(self, micro: Accumulation, facts: Facts) -> StepRecord:
+        raw, loss = micro.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
         facts = replace(
             facts,
@@ -109,10 +107,10 @@ class Stepper:
             backward_skipped=True,
             buffers_moved=self.buffers.restore(),
         )
-        return self._escalate(self._conclude(facts))
+        return escalate(self._conclude(facts), self.tally, self._policy)
 
-    def _decide_on_host(self, window: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
-        raw, loss = window.means()
+    def _decide_on_host(self, micro: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
+        raw, loss = micro.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
         facts = replace(
             facts,
@@ -145,7 +143,7 @@ class Stepper:
                 ),
             )
             facts = replace(facts, next_scale=float(self.scale.value))
-        return self._escalate(self._conclude(facts))
+        return escalate(self._conclude(facts), self.tally, self._policy)
 
     def _apply_on_host(self, measured: Measured, divisor: float) -> None:
         if not self._folds:
@@ -158,8 +156,10 @@ class Stepper:
 
     # -- where reading would stop the device ------------------------------------------------------
 
-    def _decide_on_device(self, window: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
-        raw, loss = window.means()
+    def _decide_on_device(
+        self, micro: Accumulation, measured: Measured, facts: Facts
+    ) -> StepRecord:
+        raw, loss = micro.means()
         device = measured.total.device
         raw, loss, total = raw.to(device), loss.to(device), measured.total.float()
         scale = None if self.scale is None else self.scale.value
@@ -199,20 +199,6 @@ class Stepper:
                 scheduler.step()
         return record
 
-    def _escalate(self, record: StepRecord) -> StepRecord:
-        if record.applied:
-            return record
-        limit, absorbed = self._policy.max_consecutive_refusals, record.cause is Cause.OVERFLOW
-        if self._policy.nonfinite == "raise" and not absorbed:
-            raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
-        if self.tally.consecutive >= limit:
-            raise TrainingDiverged(
-                f"{limit} steps in a row were refused, so the run is stopped; the weights are "
-                f"those of the last applied step. The last refusal: {record}.",
-                record=record,
-            )
-        return record
-
 
 def trains_together(model: nn.Module) -> bool:
     """Whether other ranks hold the same model, so that all have to come to one verdict."""
@@ -237,10 +223,3 @@ def _landed(arrival: Arrival, facts: Facts) -> Facts:
         raw_terms=values[5:split],
         norms=values[split:],
     )
-
-
-def _rate(rate: Any) -> float:
-    """A learning rate; NaN where it is a tensor on a device, which only a stop could read."""
-    if isinstance(rate, Tensor) and rate.device.type != "cpu":
-        return math.nan
-    return float(rate)

@@ -1,4 +1,4 @@
-"""From what was measured to what is said: pure functions on plain numbers."""
+"""From what was measured to what is said: functions on plain numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from surefoot.errors import TrainingDiverged
 from surefoot.guard.blame import culprits
+from surefoot.guard.policy import Policy
 from surefoot.records import Cause, Event, StepRecord, TermRecord, Verdict
 
-__all__ = ["Facts", "Tally", "record_of"]
+__all__ = ["Facts", "Tally", "escalate", "learning_rates", "record_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +22,14 @@ class Facts:
     """Everything known of one optimizer step once it has reached the host."""
 
     step: int
-    loss: float
-    raw_terms: Sequence[float]
-    term_names: Sequence[str]
-    term_weights: Sequence[float]
-    learning_rates: tuple[float, ...]
-    micro_batches: int
-    accumulate: int
-    sample_ids: tuple[str, ...]
+    loss: float = math.nan
+    raw_terms: Sequence[float] = ()
+    term_names: Sequence[str] = ()
+    term_weights: Sequence[float] = ()
+    learning_rates: tuple[float, ...] = ()
+    micro_batches: int = 1
+    accumulate: int = 1
+    sample_ids: tuple[str, ...] = ()
     scale: float = 1.0
     next_scale: float = 1.0
     scale_floor: float | None = None
@@ -95,10 +100,41 @@ def record_of(facts: Facts, tally: Tally) -> StepRecord:
     )
 
 
+def escalate(record: StepRecord, tally: Tally, policy: Policy) -> StepRecord:
+    """The record itself, unless the policy says that this refusal ends the run.
+
+    Raises:
+        TrainingDiverged: it does; the step was refused all the same.
+    """
+    if record.applied:
+        return record
+    limit, absorbed = policy.max_consecutive_refusals, record.cause is Cause.OVERFLOW
+    if policy.nonfinite == "raise" and not absorbed:
+        raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
+    if tally.consecutive >= limit:
+        raise TrainingDiverged(
+            f"{limit} steps in a row were refused, so the run is stopped; the weights are those of "
+            f"the last applied step. The last refusal: {record}.",
+            record=record,
+        )
+    return record
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
+    """The rate of each group; NaN where it is a tensor that only a stop could read."""
+    return tuple(_rate(group["lr"]) for group in optimizer.param_groups)
+
+
+def _rate(rate: float | Tensor) -> float:
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        return math.nan
+    return float(rate)
+
+
 def _cause(facts: Facts) -> Cause:
     if facts.good:
         return Cause.NONE
-    if not math.isfinite(facts.loss):
+    if facts.term_names and not math.isfinite(facts.loss):
         return Cause.NONFINITE_LOSS
     if facts.scale_floor is not None and facts.scale > facts.scale_floor:
         return Cause.OVERFLOW

@@ -1,0 +1,169 @@
+"""One line in somebody else's loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+import surefoot
+from guard.conftest import ALL, OptimizerMaker, batch, loss_of, net, plain_run
+from surefoot.errors import TrainingDiverged, UsageError
+from surefoot.guard import Policy
+from surefoot.records import Cause
+from surefoot.testing import State, bad_gradient
+
+
+def their_loop(model, optimizer, steps, *, scaler=None, bad=(), clip=None) -> None:
+    """A loop as people write it, which knows nothing of any guard."""
+    for step in steps:
+        loss = loss_of(model, *batch(step))
+        with bad_gradient(model[4].weight, math.nan) if step in bad else nullcontext():
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bad_steps_of_any_optimizer_leave_no_trace(name):
+    make: OptimizerMaker = ALL[name]
+    model = net()
+    optimizer = make(list(model.parameters()))
+    attachment = surefoot.attach(optimizer, model)
+    their_loop(model, optimizer, range(6), bad=(0, 2, 3))
+    assert (attachment.tally.applied, attachment.tally.refused) == (3, 3)
+    attachment.detach()
+    expected = plain_run(make, [[1], [4], [5]])
+    assert State.of(model, optimizer).differences(State.of(*expected)) == []
+
+
+def test_the_record_names_the_parameter_once_and_the_loop_still_sees_its_gradients():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    said = []
+    surefoot.attach(optimizer, model, on_record=said.append)
+    with bad_gradient(model[4].weight, math.inf):
+        loss_of(model, *batch(0)).backward()
+    optimizer.step()
+    assert [str(r) for r in said] == [
+        "step 0: the step was refused; everything is as it was before it: a gradient was NaN or "
+        "Inf in 4.weight (Inf)"
+    ]
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_grad_scaler_that_drives_the_loop_is_served(fused):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    attachment = surefoot.attach(optimizer, model, clip=0.05)
+    scaler = torch.amp.GradScaler("cpu")
+    their_loop(model, optimizer, range(4), scaler=scaler)
+    assert attachment.last is not None
+    assert attachment.last.grad_norm > 0.05
+    assert attachment.last.loss_scale == (65536.0 if fused else 1.0)
+    expected, _ = plain_run(
+        lambda p: torch.optim.AdamW(p, lr=1e-2, fused=fused), [[s] for s in range(4)], clip=0.05
+    )
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+    assert "grad_scale" not in optimizer.__dict__
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_the_scaler_skips_leaves_batch_norm_finite(fused):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    surefoot.attach(optimizer, model)
+    scaler = torch.amp.GradScaler("cpu")
+    their_loop(model, optimizer, [0], scaler=scaler)
+    images, labels = batch(1)
+    scaler.scale(loss_of(model, images * math.nan, labels)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    their_loop(model, optimizer, [2], scaler=scaler)
+    assert all(bool(torch.isfinite(b).all()) for b in model.buffers())
+    assert scaler.get_scale() == 32768.0
+
+
+def test_a_scheduler_around_the_optimizer_changes_nothing():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer)
+    attachment = surefoot.attach(optimizer, model)
+    their_loop(model, optimizer, [0, 1], bad=(0,))
+    schedule.step()
+    assert (attachment.tally.applied, attachment.tally.refused) == (1, 1)
+
+
+def test_detached_the_optimizer_takes_the_nan_again():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    surefoot.attach(optimizer, model).detach()
+    their_loop(model, optimizer, [0], bad=(0,))
+    assert not torch.isfinite(model[4].weight).all()
+    surefoot.attach(optimizer, model)
+
+
+def test_the_counters_travel_in_the_optimizers_checkpoint_and_pickle_is_untouched():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    attachment = surefoot.attach(optimizer, model)
+    their_loop(model, optimizer, range(3), bad=(1,))
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert (attachment.tally.applied, attachment.tally.refused) == (2, 1)
+    other = torch.optim.AdamW(net().parameters())
+    resumed = surefoot.attach(other)
+    other.load_state_dict(saved)
+    assert resumed.tally == attachment.tally
+    plain = torch.optim.AdamW(net().parameters())
+    plain.load_state_dict(saved)
+    assert isinstance(pickle.loads(pickle.dumps(optimizer)), torch.optim.AdamW)
+
+
+def test_without_the_model_parameters_are_numbered():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    attachment = surefoot.attach(optimizer)
+    their_loop(model, optimizer, [0], bad=(0,))
+    assert attachment.last is not None
+    assert [c.name for c in attachment.last.culprits] == ["group0.param3"]
+
+
+def test_a_step_without_any_gradient_is_the_loops_own_business():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    attachment = surefoot.attach(optimizer, model)
+    optimizer.step()
+    assert attachment.last is None
+
+
+def test_attaching_twice_and_closures_are_errors():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    surefoot.attach(optimizer, model)
+    with pytest.raises(UsageError, match="guarded already; detach"):
+        surefoot.attach(optimizer, model)
+    with pytest.raises(UsageError, match=r"optimizer.step\(closure\) computes its gradients"):
+        optimizer.step(lambda: loss_of(model, *batch(0)))
+
+
+def test_refusals_are_bounded_here_too():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    surefoot.attach(optimizer, model, policy=Policy(max_consecutive_refusals=2))
+    with pytest.raises(TrainingDiverged, match="2 steps in a row were refused") as stop:
+        their_loop(model, optimizer, range(5), bad=range(5))
+    assert stop.value.record.cause is Cause.NONFINITE_GRADIENT
