@@ -10,14 +10,13 @@ from surefoot.models.decode import (
     detections,
     encode_boxes,
 )
+from surefoot.models.dino import DinoSupport, DinoSupportConfig
 from surefoot.models.fusion import TokenConditioning
 from surefoot.models.heads import DetectionHead, PrototypeScore
 from surefoot.models.refdet import RefDet, RefDetConfig
 from surefoot.models.support import (
     BackboneSupport,
     BackboneSupportConfig,
-    DinoSupport,
-    DinoSupportConfig,
     References,
     SupportPool,
 )
