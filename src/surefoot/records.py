@@ -47,6 +47,7 @@ class Cause(_Sentence):
     NONFINITE_LOSS = "nonfinite_loss", "the loss was NaN or Inf"
     NONFINITE_GRADIENT = "nonfinite_gradient", "a gradient was NaN or Inf"
     OVERFLOW = "overflow", "gradients overflowed fp16 at this loss scale; the scale was backed off"
+    SPIKE = "spike", "the loss or the gradient was far above that of the accepted steps"
     NORM_OVERFLOW = (
         "norm_overflow",
         "every gradient was finite, but their norm is beyond float32: an absurd gradient",
@@ -57,6 +58,11 @@ class Event(_Sentence):
     """What else happened during a step, beside its verdict."""
 
     CLIPPED = "clipped", "the gradient was longer than the threshold and was shortened to it"
+    LOSS_SPIKE = "loss_spike", "the loss was far above that of the accepted steps"
+    GRADIENT_SPIKE = (
+        "gradient_spike",
+        "the gradient norm was far above that of the accepted steps",
+    )
     PARTIAL_WINDOW = (
         "partial_window",
         "the window closed with fewer micro-batches than asked; their mean was used",

@@ -194,7 +194,7 @@ class Guard:
         return averaged
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and loss scale, as plain values.
+        """Counters, windows and loss scale, as plain values.
 
         Raises:
             UsageError: a window is open; its gradients are in no checkpoint.
@@ -210,6 +210,7 @@ class Guard:
         return {
             "version": 1,
             "tally": asdict(self._stepper.tally),
+            "spikes": self._stepper.spikes.state_dict(),
             "scale": None if scale is None else scale.state_dict(),
         }
 
@@ -217,6 +218,7 @@ class Guard:
         """The inverse of :meth:`state_dict`; a scale that this guard does not use is left out."""
         self._stepper.settle()
         self._stepper.tally = Tally(**state["tally"])
+        self._stepper.spikes.load_state_dict(state["spikes"])
         if self._stepper.scale is not None and state["scale"] is not None:
             self._stepper.scale.load_state_dict(state["scale"])
 

@@ -22,6 +22,19 @@ class Policy:
     """A NaN or Inf in the loss or a gradient: refuse that step and go on, or raise
     :class:`~surefoot.errors.TrainingDiverged` at once. A fp16 overflow above the scale's floor is
     normal and never raises by itself."""
+    spike: Literal["record", "refuse"] = "record"
+    """A loss or gradient norm far above those of the accepted steps: say so in the record, or
+    refuse the step as well. Clipping shortens a spike's gradient in either case."""
+    spike_deviation: float = 8.0
+    """A spike lies so many robust standard deviations (of the logarithm) above the median..."""
+    spike_ratio: float = 3.0
+    """...and is at least so many times the median."""
+    max_consecutive_spikes: int = 5
+    """So many spikes in a row may be refused; if the level stays, it is the new level."""
+    window_size: int = 128
+    """Accepted steps that the median and the deviation are taken over."""
+    window_warmup: int = 20
+    """Accepted steps before anything is called a spike."""
     max_consecutive_refusals: int = 100
     """So many refusals in a row end the run with ``TrainingDiverged``. A run of fp16 overflows from
     2^24 down to the floor takes 24."""
@@ -41,7 +54,14 @@ class Policy:
     def __post_init__(self) -> None:
         if self.nonfinite not in ("refuse", "raise"):
             raise ConfigError(f"Policy.nonfinite: 'refuse' or 'raise', not {self.nonfinite!r}.")
-        for name in ("max_consecutive_refusals", "growth_interval"):
+        if self.spike not in ("record", "refuse"):
+            raise ConfigError(f"Policy.spike: 'record' or 'refuse', not {self.spike!r}.")
+        if not (self.spike_deviation > 0.0 and self.spike_ratio >= 1.0):
+            raise ConfigError(
+                "Policy: spike_deviation is above 0 and spike_ratio at least 1, not "
+                f"{self.spike_deviation} and {self.spike_ratio}."
+            )
+        for name in ("max_consecutive_refusals", "max_consecutive_spikes", "growth_interval"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Policy.{name}: at least 1, not {getattr(self, name)}.")
         if not self.growth_factor > 1.0 > self.backoff_factor > 0.0:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from surefoot.guard.accumulation import Accumulation
@@ -18,6 +18,7 @@ from surefoot.guard.clip import NormClip
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
+from surefoot.guard.spike import DeviceSpikes, HostSpikes
 from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
 from surefoot.records import StepRecord
 
@@ -47,6 +48,7 @@ class Stepper:
         self._model, self._clip, self._policy = model, clip, policy
         self.together = trains_together(model)
         self.on_device = on_device
+        self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
         self._folds = folds(optimizer)
         self._pending: LazyRecord | None = None
 
@@ -121,6 +123,7 @@ class Stepper:
             unit=scale * facts.unit,
             total_norm=float(measured.total),
         )
+        facts = self._watch_for_spikes(facts)
         if facts.good:
             if self._clip is not None:
                 clip_divisor = self._clip.divisor(facts.total_norm / facts.unit)
@@ -145,6 +148,20 @@ class Stepper:
             facts = replace(facts, next_scale=float(self.scale.value))
         return escalate(self._conclude(facts), self.tally, self._policy)
 
+    def _watch_for_spikes(self, facts: Facts) -> Facts:
+        if not (facts.finite and isinstance(self.spikes, HostSpikes)):
+            return facts
+        # Ranks that train together judge by the gradient, which is the same for all of them.
+        loss = facts.loss if facts.loss_votes else math.nan
+        norm = facts.total_norm / facts.unit
+        found = self.spikes.judge(loss, norm)
+        refused = found.refuses(self._policy)
+        if not refused:
+            self.spikes.accept(loss, norm)
+        return replace(
+            facts, loss_spike=found.loss, gradient_spike=found.gradient, spike_refused=refused
+        )
+
     def _apply_on_host(self, measured: Measured, divisor: float) -> None:
         if not self._folds:
             apply_plain(self.optimizer, measured.gradients, divisor)
@@ -168,7 +185,8 @@ class Stepper:
         # Asked as "is it good?", so that a NaN, which compares false, is refused.
         gradients_bad = ~(norm < math.inf)
         loss_bad = ~torch.isfinite(loss) & facts.loss_votes
-        bad = gradients_bad | loss_bad
+        spikes = self._spikes_on_device(loss, norm, gradients_bad | loss_bad, facts)
+        bad = gradients_bad | loss_bad | spikes[2]
         clip_divisor = torch.ones_like(norm) if self._clip is None else self._clip.divisor(norm)
         plain = self._clip is None and scale is None and facts.unit == 1.0
         divisor = None if plain else (clip_divisor * unit).float()
@@ -180,12 +198,21 @@ class Stepper:
             next_scale = self.scale.value
         one = torch.ones_like(total)
         head = [loss, total, clip_divisor, one if scale is None else scale]
-        head.append(one if next_scale is None else next_scale)
+        head += [one if next_scale is None else next_scale, *spikes.float()]
         arrival = Arrival(torch.cat([torch.stack(head), raw, measured.norms.float()]))
         names = [self.table.names[i] for i in measured.indices]
         facts = replace(facts, names=names, buffers_moved=moved)
         self._pending = LazyRecord(lambda: self._conclude(_landed(arrival, facts)))
         return self._pending
+
+    def _spikes_on_device(self, loss: Tensor, norm: Tensor, bad: Tensor, facts: Facts) -> Tensor:
+        """3, bool: the loss is a spike, the gradient is one, the step is refused for it."""
+        if not isinstance(self.spikes, DeviceSpikes):
+            return torch.zeros(3, dtype=torch.bool, device=norm.device)
+        watched = torch.stack([loss if facts.loss_votes else torch.full_like(loss, math.nan), norm])
+        found, refuse = self.spikes.judge(watched)
+        self.spikes.accept(watched, ~(bad | refuse))
+        return torch.cat([found, refuse[None]]) & ~bad
 
     # -- what follows from a verdict --------------------------------------------------------------
 
@@ -210,16 +237,19 @@ def trains_together(model: nn.Module) -> bool:
 def _landed(arrival: Arrival, facts: Facts) -> Facts:
     """The facts once the device's values are there."""
     values = arrival.read()
-    loss, total, clip_divisor, scale, next_scale = values[:5]
-    split = 5 + len(facts.term_names)
+    loss, total, clip_divisor, scale, next_scale, *spikes = values[:8]
+    split = 8 + len(facts.term_names)
     return replace(
         facts,
         loss=loss,
         total_norm=total,
         clip_divisor=clip_divisor,
+        loss_spike=spikes[0] > 0,
+        gradient_spike=spikes[1] > 0,
+        spike_refused=spikes[2] > 0,
         scale=scale,
         next_scale=next_scale,
         unit=scale * facts.unit,
-        raw_terms=values[5:split],
+        raw_terms=values[8:split],
         norms=values[split:],
     )

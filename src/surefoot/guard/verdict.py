@@ -47,12 +47,20 @@ class Facts:
     loss_votes: bool = True
     """Whether a bad loss alone refuses. Not where ranks train together: each sees its own loss, but
     all see the same gradient, and they have to decide alike."""
+    loss_spike: bool = False
+    gradient_spike: bool = False
+    spike_refused: bool = False
     elements_finite: bool = False
     """A look at the elements found every one finite (only where the host decides)."""
 
     @property
     def good(self) -> bool:
-        """Whether the step is applied; NaN compares false and so lands on the refusing side."""
+        """Whether the step is applied."""
+        return self.finite and not self.spike_refused
+
+    @property
+    def finite(self) -> bool:
+        """NaN compares false and so lands on the refusing side."""
         return self.total_norm < math.inf and (math.isfinite(self.loss) or not self.loss_votes)
 
 
@@ -78,7 +86,7 @@ class Tally:
 def record_of(facts: Facts, tally: Tally) -> StepRecord:
     """The record of a step that was just counted."""
     cause = _cause(facts)
-    gradients_bad = cause not in (Cause.NONE, Cause.NONFINITE_LOSS)
+    gradients_bad = cause not in (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE)
     terms = zip(facts.term_names, facts.raw_terms, facts.term_weights, strict=True)
     return StepRecord(
         step=facts.step,
@@ -109,7 +117,7 @@ def escalate(record: StepRecord, tally: Tally, policy: Policy) -> StepRecord:
     if record.applied:
         return record
     limit, absorbed = policy.max_consecutive_refusals, record.cause is Cause.OVERFLOW
-    if policy.nonfinite == "raise" and not absorbed:
+    if policy.nonfinite == "raise" and not absorbed and record.cause is not Cause.SPIKE:
         raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
     if tally.consecutive >= limit:
         raise TrainingDiverged(
@@ -134,6 +142,8 @@ def _rate(rate: float | Tensor) -> float:
 def _cause(facts: Facts) -> Cause:
     if facts.good:
         return Cause.NONE
+    if facts.finite:
+        return Cause.SPIKE
     if facts.term_names and not math.isfinite(facts.loss):
         return Cause.NONFINITE_LOSS
     if facts.scale_floor is not None and facts.scale > facts.scale_floor:
@@ -146,6 +156,8 @@ def _cause(facts: Facts) -> Cause:
 def _events(facts: Facts) -> tuple[Event, ...]:
     happened = {
         Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
+        Event.LOSS_SPIKE: facts.loss_spike,
+        Event.GRADIENT_SPIKE: facts.gradient_spike,
         Event.PARTIAL_WINDOW: facts.micro_batches < facts.accumulate,
         Event.BACKWARD_SKIPPED: facts.backward_skipped,
         Event.BUFFERS_RESTORED: facts.buffers_moved and not facts.good,

@@ -1,0 +1,95 @@
+"""Is this step's loss or gradient far outside what the accepted steps were like?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from surefoot.guard.policy import Policy
+from surefoot.guard.window import DeviceWindow, HostWindow
+
+__all__ = ["DeviceSpikes", "HostSpikes", "Spikes"]
+
+
+class Spikes(NamedTuple):
+    """What is a spike, and how long it has been going on."""
+
+    loss: bool
+    gradient: bool
+    streak: int
+    """Steps in a row with a spike, this one counted."""
+
+    def refuses(self, policy: Policy) -> bool:
+        """Whether the step is refused for it. A level that stays is no spike but the new level."""
+        limit = policy.max_consecutive_spikes
+        return policy.spike == "refuse" and (self.loss or self.gradient) and self.streak <= limit
+
+
+class HostSpikes:
+    """Windows of the loss and of the gradient norm, where reading is free."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        size, warmup = policy.window_size, policy.window_warmup
+        self._windows = [HostWindow(size=size, warmup=warmup) for _ in range(2)]
+        self._streak = 0
+
+    def judge(self, loss: float, norm: float) -> Spikes:
+        """Look at a step before it is applied; the windows do not move."""
+        policy, found = self._policy, [False, False]
+        for i, (window, value) in enumerate(zip(self._windows, (loss, norm), strict=True)):
+            found[i] = (
+                window.deviation(value) > policy.spike_deviation
+                and value > policy.spike_ratio * window.median()
+            )
+        self._streak = self._streak + 1 if any(found) else 0
+        return Spikes(found[0], found[1], self._streak)
+
+    def accept(self, loss: float, norm: float) -> None:
+        """The step was applied: its numbers belong to the windows."""
+        self._windows[0].accept(loss)
+        self._windows[1].accept(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both windows and the streak."""
+        return {"windows": [w.state_dict() for w in self._windows], "streak": self._streak}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, on this side or the other."""
+        for window, saved in zip(self._windows, state["windows"], strict=True):
+            window.load_state_dict(saved)
+        self._streak = state["streak"]
+
+
+class DeviceSpikes:
+    """The same on the device, without a synchronisation."""
+
+    def __init__(self, policy: Policy, device: torch.device) -> None:
+        self._policy = policy
+        size, warmup = policy.window_size, policy.window_warmup
+        self._window = DeviceWindow(2, size=size, warmup=warmup, device=device)
+        self._streak = torch.zeros((), dtype=torch.int64, device=device)
+
+    def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and norm, 2 -> which are spikes, 2, bool; and whether to refuse for it, 0-d."""
+        policy = self._policy
+        found = self._window.deviation(values) > policy.spike_deviation
+        found &= values > policy.spike_ratio * self._window.median()
+        self._streak = torch.where(found.any(), self._streak + 1, 0)
+        refuse = found.any() & (self._streak <= policy.max_consecutive_spikes)
+        return found, refuse & (policy.spike == "refuse")
+
+    def accept(self, values: Tensor, good: Tensor) -> None:
+        """Where the step was applied its numbers belong to the window."""
+        self._window.accept(values, good)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`HostSpikes.state_dict` gives."""
+        return {"windows": self._window.state_dict(), "streak": int(self._streak)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, on this side or the other."""
+        self._window.load_state_dict(state["windows"])
+        self._streak = torch.full_like(self._streak, state["streak"])

@@ -1,0 +1,104 @@
+"""Finite but far off: loss and gradient spikes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from guard.conftest import FOLDED, batch, loss_of, net, plain_run
+from surefoot.errors import ConfigError
+from surefoot.guard import Guard, Policy
+from surefoot.records import Cause, Event
+from surefoot.testing import State
+
+REFUSE = Policy(spike="refuse", window_warmup=8)
+
+
+def build(policy: Policy, decide: str):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    return model, optimizer, Guard(model, optimizer, policy=policy, decide=decide)
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_by_default_a_spike_is_recorded_and_the_run_is_bit_equal_to_a_plain_one(decide):
+    model, optimizer, guard = build(Policy(window_warmup=8), decide)
+    records = [guard.step(loss_of(model, *batch(s))) for s in range(12)]
+    assert all(r.events == () for r in records)
+    expected = plain_run(FOLDED["adamw"], [[s] for s in range(12)])
+    assert State.of(model, optimizer).differences(State.of(*expected)) == []
+    record = guard.step(loss_of(model, *batch(12)) * 1e4)
+    assert record.applied
+    assert set(record.events) == {Event.LOSS_SPIKE, Event.GRADIENT_SPIKE}
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_refused_spike_leaves_no_trace_and_never_enters_the_window(decide):
+    model, optimizer, guard = build(REFUSE, decide)
+    good = []
+    for step in range(20):
+        factor = 100.0 if step in (10, 11, 15) else 1.0
+        record = guard.step(loss_of(model, *batch(step)) * factor)
+        assert record.refused is (factor > 1)
+        if record.refused:
+            assert record.cause is Cause.SPIKE
+            assert record.culprits == ()
+        else:
+            good.append([step])
+    expected = plain_run(FOLDED["adamw"], good)
+    assert State.of(model, optimizer).differences(State.of(*expected)) == []
+    assert max(w for w in guard.state_dict()["spikes"]["windows"][0]["logs"]) < math.log(10)
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_level_that_stays_is_the_new_level_after_five_refusals(decide):
+    model, _, guard = build(REFUSE, decide)
+    for step in range(10):
+        guard.step(loss_of(model, *batch(step)))
+    verdicts = [guard.step(loss_of(model, *batch(s)) * 100).applied for s in range(10, 20)]
+    assert verdicts == [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_nan_between_spikes_keeps_the_window_alive(decide):
+    model, _, guard = build(REFUSE, decide)
+    for step in range(10):
+        guard.step(loss_of(model, *batch(step)))
+    assert guard.step(loss_of(model, batch(0)[0] * math.nan, batch(0)[1])).refused
+    assert guard.step(loss_of(model, *batch(10)) * 1e3).cause is Cause.SPIKE
+    assert guard.step(loss_of(model, *batch(11))).applied
+
+
+@pytest.mark.parametrize(("saved_on", "loaded_on"), [("host", "device"), ("device", "host")])
+def test_a_resumed_run_is_not_blind(saved_on, loaded_on):
+    model, _, guard = build(REFUSE, saved_on)
+    for step in range(10):
+        guard.step(loss_of(model, *batch(step)))
+    state = guard.state_dict()
+    guard.detach()
+    model, _, resumed = build(REFUSE, loaded_on)
+    resumed.load_state_dict(state)
+    assert resumed.step(loss_of(model, *batch(10)) * 1e3).cause is Cause.SPIKE
+
+
+def test_losses_that_have_no_logarithm_are_never_spikes():
+    model, _, guard = build(REFUSE, "host")
+    for step in range(30):
+        loss = loss_of(model, *batch(step))
+        record = guard.step(loss - loss.detach() - 5.0)
+        assert record.applied
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spike": "ignore"}, "'record' or 'refuse', not 'ignore'"),
+        ({"spike_ratio": 0.5}, "spike_deviation is above 0 and spike_ratio at least 1"),
+        ({"max_consecutive_spikes": 0}, "max_consecutive_spikes: at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Policy(**settings)
