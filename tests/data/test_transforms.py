@@ -45,6 +45,8 @@ def test_a_letterboxed_picture_is_a_square_with_grey_around_it(shape, size):
     assert place.scale == size / max(shape)
     inside = square[place.pad_y : size - place.pad_y, place.pad_x : size - place.pad_x]
     assert (inside[0, 0] == 200).all()
+    along = square[place.pad_y] if shape[1] >= shape[0] else square[:, place.pad_x]
+    assert (along == 200).all()
     assert set(np.unique(square)) <= {200, FILL}
 
 
@@ -56,6 +58,15 @@ def test_a_box_follows_its_object_into_the_square(shape):
     image[y1:y2, x1:x2] = 255
     square, place = letterbox(image, 320)
     assert np.abs(np.array(extent(square)) - place.apply(box)[0]).max() <= 1.0
+
+
+def test_the_shorter_side_is_scaled_like_the_longer_one_and_not_squeezed():
+    """39 rows become 3 of 10 rows each; squeezed they would be 3 of 13."""
+    rows = (np.arange(39) * 5).astype(np.uint8)
+    image = np.broadcast_to(rows[:, None, None], (39, 160, 3))
+    square, place = letterbox(np.ascontiguousarray(image), 16)
+    middle = square[place.pad_y + 1, 8, 0]
+    assert abs(int(middle) - 5 * (1.5 / place.scale - 0.5)) <= 2
 
 
 def test_tensors_and_single_precision_keep_their_kind():
@@ -86,11 +97,11 @@ def test_a_box_follows_its_object_through_augmentation(seed):
 
 def test_the_share_left_of_a_box_is_its_area_inside_the_picture():
     image = np.zeros((100, 100, 3), dtype=np.uint8)
-    box = np.array([[40, 40, 60, 60], [0, 0, 20, 20]], dtype=np.float32)
+    box = np.array([[40, 40, 60, 60], [0, 0, 20, 20], [15, 40, 35, 60]], dtype=np.float32)
     how = Augmentation(flip=0, scale=(2.0, 2.0), shift=0.0)
     _, boxes, left = augment(image, box, np.random.default_rng(0), how)
     assert boxes[0].tolist() == [30, 30, 70, 70]
-    assert left.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert left.tolist() == pytest.approx([1.0, 0.0, 0.5], abs=1e-6)
 
 
 def test_a_flip_mirrors_picture_and_box():

@@ -58,6 +58,8 @@ def test_episodes_have_the_promised_axes_types_and_ranges(written):
     assert episode.box_image.dtype == episode.box_object.dtype == torch.int64
     assert episode.ignore.tolist() == [False] * count
     assert episode.box_object.tolist() == [int(image) // 4 for image in episode.box_image]
+    frames = [of_sample(name)[1] for name in episode.sample_ids]
+    assert all(frames[i : i + 4] == sorted(frames[i : i + 4]) for i in (0, 4, 8))
 
 
 def test_pictures_and_boxes_are_those_of_the_frames_named(written):

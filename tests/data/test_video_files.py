@@ -36,15 +36,18 @@ def write_video(path: Path, codec: str, frames: int = FRAMES, **options: str) ->
 
 
 CODECS = {
-    "mpeg4": {"qmin": "1", "qmax": "2"},
-    "libx264": {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3"},
+    "mpeg4": ("mpeg4", {"qmin": "1", "qmax": "2"}),
+    "open-gop": ("libx264", {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3"}),
+    "closed-gop": ("libx264", {"x264-params": "open-gop=0:keyint=12:min-keyint=12:bframes=3"}),
+    "dense-keys": ("libx264", {"x264-params": "open-gop=1:keyint=2:min-keyint=1:bframes=3"}),
 }
 
 
 @pytest.fixture(scope="module", params=CODECS)
 def video(request, tmp_path_factory) -> VideoFile:
     path = tmp_path_factory.mktemp("video") / "drone_video.mp4"
-    return VideoFile(write_video(path, request.param, **CODECS[request.param]))
+    codec, options = CODECS[request.param]
+    return VideoFile(write_video(path, codec, **options))
 
 
 def test_a_video_knows_its_frames_and_their_size(video):
@@ -78,6 +81,22 @@ def test_frames_come_in_the_order_asked_for(video, plain, order):
     assert len(got) == len(order)
     for index, frame in zip(order, got, strict=True):
         assert np.array_equal(frame, plain[index]), index
+
+
+@pytest.mark.parametrize(("order", "most"), [([30], 13), ([0, 38], 16), ([3, 4, 5], 6)])
+def test_a_far_frame_costs_the_frames_since_its_key_frame(video, monkeypatch, order, most):
+    decoded: list[int] = []
+
+    def counting(self, container, key):
+        for index, frame in decode(self, container, key):
+            decoded.append(index)
+            yield index, frame
+
+    decode = VideoFile._decode_from
+    monkeypatch.setattr(VideoFile, "_decode_from", counting)
+    assert len(list(video.read(order))) == len(order)
+    assert set(order) <= set(decoded)
+    assert len(decoded) <= most
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path):

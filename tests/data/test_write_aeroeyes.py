@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from surefoot.data import AeroEyes, SyntheticScenes, WorldConfig, write_aeroeyes
+from surefoot.data import (
+    AeroEyes,
+    SyntheticScenes,
+    WorldConfig,
+    synthetic_video,
+    synthetic_world,
+    write_aeroeyes,
+)
 from surefoot.data.synthetic_world import World
 from surefoot.errors import ConfigError, UsageError
 
@@ -90,6 +97,54 @@ def test_another_target_changes_the_picture_within_the_boxes_of_the_two_and_up_t
         assert np.abs(around - [*low, *high]).max() <= 2.5
         checked += 1
     assert checked >= 4
+
+
+def test_ground_and_objects_move_as_one(monkeypatch):
+    """A white disc lies on the ground under the target: it stays around it, and grows with it."""
+
+    def disc(_, size):
+        ground = Image.new("RGB", (size, size))
+        ImageDraw.Draw(ground).circle((size / 2, size / 2), 30, fill="white")
+        return ground
+
+    monkeypatch.setattr(synthetic_world, "make_ground", disc)
+    one = World(
+        np.random.default_rng(1),
+        SyntheticScenes(families=["ring"]),
+        seeds=[0],
+        ground=0,
+        size=128,
+        frames=32,
+        object_px=(24, 24),
+    )
+    ratios = []
+    for index in range(32):
+        picture, placed = one.frame(index)
+        white = picture.min(axis=-1) > 120
+        rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+        if not len(rows) or min(rows[0], columns[0]) == 0 or max(rows[-1], columns[-1]) == 127:
+            continue
+        around = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        middles = (around[:2] + around[2:] - placed.box[:2] - placed.box[2:]) / 2
+        assert np.abs(middles).max() <= 2.0
+        ratios.append((placed.box[2] - placed.box[0]) / (around[2] - around[0]))
+    assert len(ratios) >= 4
+    assert max(ratios) - min(ratios) < 0.06
+
+
+def test_no_target_is_a_distractor_in_another_video(tmp_path, monkeypatch):
+    drawn: list[list[int]] = []
+
+    def spying(*args, seeds, **options):
+        drawn.append(seeds)
+        return World(*args, seeds=seeds, **options)
+
+    monkeypatch.setattr(synthetic_video, "World", spying)
+    world = WorldConfig(distractors=3, objects=8, grounds=1)
+    write_aeroeyes(tmp_path / "set", videos=5, frames=1, size=64, world=world)
+    targets = {seeds[0] for seeds in drawn}
+    assert len(targets) == 5
+    assert all(set(seeds[1:]) == set(range(8)) - targets for seeds in drawn)
 
 
 def test_most_frames_show_the_target_and_many_do_not(tmp_path):

@@ -215,7 +215,13 @@ class VideoFile:
         self._times = np.array([pts for pts, _, _ in packets], dtype=np.int64)
         keys = [i for i, (_, _, is_key) in enumerate(packets) if is_key or i == 0]
         self._keys = np.array(keys, dtype=np.int64)
-        self._seek_times = {i: packets[i][1] for i in keys}
+        # Demuxers compare with decoding times, but MP4's refuses a key frame that is shown later
+        # than the time asked for: ask for its own time, unless the next key frame is decoded by it.
+        decoded = [*(packets[i][1] for i in keys[1:]), packets[-1][0] + 1]
+        self._seek_times = {
+            key: packets[key][0] if packets[key][0] < following else packets[key][1]
+            for key, following in zip(keys, decoded, strict=True)
+        }
         self.count = len(packets)
 
     def _damaged(self, error: Exception) -> DataError:
