@@ -17,9 +17,6 @@ from surefoot.shapes import Episode
 
 __all__ = ["AssignConfig", "Assignment", "assign"]
 
-_MOST_CELLS = 3.5
-"""Largest radius of a centre region in strides: never more than 8 x 8 points belong to a box."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AssignConfig:
@@ -56,11 +53,6 @@ class Assignment:
     """B A, bool: the point shows some object, asked for or not."""
     object_ignored: Tensor
     """B A, bool: neither positive nor negative for "some object is here"."""
-
-    @property
-    def most_per_box(self) -> int:
-        """No box has more positive points than this."""
-        return int(2 * _MOST_CELLS + 1) ** 2
 
 
 def assign(
@@ -120,7 +112,6 @@ def _regions(boxes: Tensor, points: Tensor, strides: Tensor, config: AssignConfi
     sides = boxes[:, 2:] - boxes[:, :2]
     offset = (points - (boxes[:, None, :2] + boxes[:, None, 2:]) / 2).abs()
     radius = (config.radius * sides)[:, None].maximum(config.least_cells * strides[:, None])
-    radius = radius.minimum(_MOST_CELLS * strides[:, None])
     centre = (offset <= radius).all(-1)
     ring = (offset <= config.ring * radius).all(-1)
     level = _level(sides, strides, config.reach)
