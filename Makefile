@@ -2,7 +2,7 @@
 # the only things that must be there are make and Python 3.11 or newer.
 
 PYTHON ?= python3
-# Passed to pip, e.g. PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Passed to pip, e.g. an index that has a CPU-only build of torch.
 PIP_FLAGS ?=
 # Passed to pytest. One worker per core, each with one thread; four at most, each holds a torch.
 TEST_FLAGS ?= -n logical --maxprocesses 4
