@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -167,6 +168,13 @@ def test_workers_change_nothing_and_see_a_new_epoch():
         assert len(episodes) == 4
         for index, episode in enumerate(episodes):
             assert_same(episode, alone[index])
+
+
+def test_what_is_sent_to_a_spawned_worker_is_small_and_without_the_caches():
+    dataset = SceneEpisodes(SMALL)
+    before = len(ForkingPickler.dumps(dataset))
+    dataset[0]
+    assert len(ForkingPickler.dumps(dataset)) == before < 10_000
 
 
 def test_splits_share_no_object_and_no_ground():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import fields, replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,14 @@ def test_workers_change_nothing(written):
         assert len(episodes) == 6
         for index, episode in enumerate(episodes):
             assert_same(episode, alone[index])
+
+
+def test_what_is_sent_to_a_spawned_worker_is_small_and_without_the_caches(written):
+    dataset = VideoEpisodes(AeroEyes.open(written), CONFIG)
+    before = len(ForkingPickler.dumps(dataset))
+    dataset[0]
+    assert len(dataset.dataset.videos[0]._cache) > 0
+    assert len(ForkingPickler.dumps(dataset)) == before < 50_000
 
 
 def test_augmented_boxes_stay_inside_and_the_hardly_visible_are_ignored(written):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ class AeroEyes:
         folders = {path.name: path for path in sorted(samples.iterdir()) if path.is_dir()}
         for name in sorted(set(truth) - set(folders)):
             problems.add(f"{name}: annotated in {file.name}, but {samples / name} does not exist")
-        cache = ByteCache[Picture](cache_mb, size=lambda picture: picture.nbytes)
+        cache = ByteCache[Picture](cache_mb, size=attrgetter("nbytes"))
         videos: list[Video] = []
         for name, folder in folders.items():
             references = _references(folder, problems)

@@ -17,7 +17,7 @@ class ByteCache(Generic[V]):
     """Keeps what was used last, never more than ``budget_mb`` of it.
 
     It travels to worker processes empty: each worker fills its own, so ``n`` workers hold at most
-    ``n * budget_mb`` together.
+    ``n * budget_mb`` together. For that, ``size`` must be picklable: no lambda.
 
     >>> cache = ByteCache[bytes](1.0, size=len)
     >>> cache.get("a", lambda: b"made")

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -213,7 +214,7 @@ class SyntheticScenes:
 
     def __init__(self, *, families: Sequence[str] = SHAPES, cache_mb: float = 128) -> None:
         self.families = tuple(families)
-        self._sprites = ByteCache[Sprite](cache_mb / 2, size=lambda sprite: sprite.nbytes)
+        self._sprites = ByteCache[Sprite](cache_mb / 2, size=attrgetter("nbytes"))
         self._grounds = ByteCache[Image.Image](cache_mb / 2, size=_picture_bytes)
 
     def sprite(self, seed: int) -> Sprite:

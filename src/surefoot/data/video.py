@@ -194,7 +194,7 @@ class VideoFile:
     ) -> Generator[tuple[int, VideoFrame], None, None]:
         """Frames and their indices from a key frame on."""
         stream = container.streams.video[0]
-        container.seek(self._seek_times[key], stream=stream)
+        container.seek(int(self._times[key]), stream=stream)
         for frame in container.decode(stream):
             at = int(np.searchsorted(self._times, frame.pts if frame.pts is not None else -1))
             if at < self.count and self._times[at] == frame.pts:
@@ -206,22 +206,15 @@ class VideoFile:
             if not container.streams.video:
                 raise DataError(f"unreadable video {self.path}: no video stream.", path=self.path)
             packets = sorted(
-                (packet.pts, packet.dts, packet.is_keyframe)
+                (packet.pts, packet.is_keyframe)
                 for packet in container.demux(container.streams.video[0])
-                if packet.pts is not None and packet.dts is not None and not packet.is_discard
+                if packet.pts is not None and not packet.is_discard
             )
         if not packets:
             raise DataError(f"unreadable video {self.path}: it holds no frame.", path=self.path)
-        self._times = np.array([pts for pts, _, _ in packets], dtype=np.int64)
-        keys = [i for i, (_, _, is_key) in enumerate(packets) if is_key or i == 0]
+        self._times = np.array([pts for pts, _ in packets], dtype=np.int64)
+        keys = [i for i, (_, is_key) in enumerate(packets) if is_key or i == 0]
         self._keys = np.array(keys, dtype=np.int64)
-        # Demuxers compare with decoding times, but MP4's refuses a key frame that is shown later
-        # than the time asked for: ask for its own time, unless the next key frame is decoded by it.
-        decoded = [*(packets[i][1] for i in keys[1:]), packets[-1][0] + 1]
-        self._seek_times = {
-            key: packets[key][0] if packets[key][0] < following else packets[key][1]
-            for key, following in zip(keys, decoded, strict=True)
-        }
         self.count = len(packets)
 
     def _damaged(self, error: Exception) -> DataError:

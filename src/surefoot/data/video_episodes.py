@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ class VideoEpisodes(Episodes):
         for video in dataset.videos:
             self._categories[video.category].append(video)
         self._absent = {v.id: _empty_frames(v, config.guard_band) for v in dataset.videos}
-        self._photos = ByteCache[Picture](_REFERENCE_CACHE_MB, size=lambda photo: photo.nbytes)
+        self._photos = ByteCache[Picture](_REFERENCE_CACHE_MB, size=attrgetter("nbytes"))
 
     def _episode(self, random: np.random.Generator, name: str) -> Episode:
         videos = self._draw_videos(random)
