@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from surefoot.errors import ConfigError
 
 __all__ = ["Amp", "choose_amp", "choose_device", "device_memory_mb", "seed_everything"]
 
-Amp = Literal["bf16", "fp16"] | None
+Amp: TypeAlias = Literal["bf16", "fp16"] | None
 """Half precision of the forward pass; None = float32."""
 
 # fp16 convolutions return NaN on these (Turing without tensor cores): ultralytics#17977.

@@ -26,6 +26,7 @@ from surefoot.recipes.refdet.options import (
 __all__ = ["CONFIG_VERSION", "TrainConfig"]
 
 CONFIG_VERSION = 1
+_PLACES = {"resume", "checkpoint", "save_dir"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,11 @@ class TrainConfig:
         return cls(**parts)
 
     def save(self, path: Path) -> None:
-        """Write the settings as JSON."""
+        """Write the settings as JSON: the whole file or nothing."""
         text = json.dumps({"version": CONFIG_VERSION, **self.to_dict()}, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -87,19 +90,32 @@ class TrainConfig:
         return cls.from_dict(values)
 
     def differences(self, other: TrainConfig) -> list[str]:
-        """``flag: theirs -> ours`` for every setting that is not the same in ``other``."""
+        """``flag: theirs -> ours`` for every setting that is not the same in ``other``.
+
+        Where a run comes from and where it is written are no settings of the training.
+        """
         ours, theirs = self.to_dict(), other.to_dict()
         return [
             f"--{name.replace('_', '-')}: {theirs[part][name]} -> {value}"
             for part, values in ours.items()
             for name, value in values.items()
-            if theirs[part][name] != value
+            if theirs[part][name] != value and name not in _PLACES
         ]
 
 
 def _plain(options: Any) -> dict[str, Any]:
     values = {f.name: getattr(options, f.name) for f in fields(options)}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return {name: _json(value) for name, value in values.items()}
+
+
+def _json(value: Any) -> Any:
+    return (
+        str(value)
+        if isinstance(value, Path)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _build(kind: type, given: Mapping[str, Any]) -> Any:
@@ -108,8 +124,11 @@ def _build(kind: type, given: Mapping[str, Any]) -> Any:
     unknown = sorted(set(given) - set(hints))
     if unknown:
         raise ConfigError(f"config: {kind.__name__} has no settings {unknown}.")
-    values = {
-        name: Path(value) if isinstance(value, str) and "Path" in str(hints[name]) else value
-        for name, value in given.items()
-    }
-    return kind(**values)
+    return kind(**{name: _typed(value, str(hints[name])) for name, value in given.items()})
+
+
+def _typed(value: Any, hint: str) -> Any:
+    """JSON knows neither paths nor tuples."""
+    if isinstance(value, str) and "Path" in hint:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -40,10 +40,12 @@ class DataOptions:
     annotations: Path | None = None
     """Annotation file of --data-root; looked for beside the samples where it is not given."""
     val_data_root: Annotated[Path | None, arg(aliases=["--test-data-root"])] = None
-    """Held-out videos, laid out like --data-root. Without them nothing is measured and the newest
-    checkpoint counts as the best."""
+    """Held-out videos, laid out like --data-root. Without them nothing is measured, and no
+    checkpoint is the best."""
     val_annotations: Annotated[Path | None, arg(aliases=["--test-annotations"])] = None
     """Annotation file of --val-data-root."""
+    held_out: tuple[str, ...] = ()
+    """Names of videos of --data-root that are held out instead: measured on, not trained on."""
     calibration_data_root: Path | None = None
     """Videos on which the score threshold is chosen. Never the held-out ones; the training videos
     where none are given."""
@@ -59,6 +61,10 @@ class DataOptions:
     """Decoded frames kept in memory, in MB for all workers together."""
 
     def __post_init__(self) -> None:
+        if self.held_out and self.val_data_root is not None:
+            raise ConfigError(
+                "--held-out and --val-data-root both say what is held out; leave one out."
+            )
         _need(self.calibration_frames >= 0, "--calibration-frames", self.calibration_frames, ">= 0")
         _need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
         _need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
@@ -88,6 +94,9 @@ class EpisodeOptions:
     support_size: int | None = None
     """Side of a reference photo, in pixels; the preset's (nano 256, pocket 64) where it is not
     given."""
+    val_image_size: int | None = None
+    """Side of a frame in validation, in pixels; --image-size where it is not given. The network is
+    convolutional: it may see larger frames than it was trained on."""
 
     def __post_init__(self) -> None:
         for flag, value in (
@@ -106,6 +115,7 @@ class EpisodeOptions:
         for flag, size in (
             ("--image-size", self.image_size),
             ("--support-size", self.support_size),
+            ("--val-image-size", self.val_image_size),
         ):
             _need(size is None or size >= 32, flag, size, "at least 32 pixels")
 
@@ -121,6 +131,8 @@ class ModelOptions:
     """timm name of the network that encodes the references; the preset's where it is not given."""
     pretrained: bool = False
     """Load the support encoder's published weights (from the hub, or timm's local cache)."""
+    support_weights: Path | None = None
+    """Load the support encoder's weights from this file instead: .safetensors or .pth."""
     freeze_support_layers: int = 6
     """First blocks of the support encoder that keep their weights. 6 of 12: early layers are
     generic, and the memory for their gradients is better spent on frames. Unused by pocket."""
@@ -128,29 +140,35 @@ class ModelOptions:
     def __post_init__(self) -> None:
         value = self.freeze_support_layers
         _need(value >= 0, "--freeze-support-layers", value, ">= 0")
-        if self.pretrained and self.preset == "pocket":
-            raise ConfigError(
-                "--pretrained: the pocket preset has no published weights; leave it out, or take "
-                "--preset nano."
-            )
+        for flag, given in (
+            ("--pretrained", self.pretrained),
+            ("--support-weights", self.support_weights),
+            ("--support-encoder", self.support_encoder),
+        ):
+            if given and self.preset == "pocket":
+                raise ConfigError(
+                    f"{flag}: the pocket preset has no support encoder of its own; leave it out, "
+                    "or take --preset nano."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
     """Weight and form of each loss term."""
 
-    bbox_weight: float = 7.5
-    """Weight of the box overlap term; YOLOv8's."""
-    cls_weight: float = 0.5
-    """Weight of the "is it this object" term, over every anchor point and object; YOLOv8's."""
-    dfl_weight: float = 1.5
-    """Weight of the distribution focal loss (ln R at random initialisation); YOLOv8's."""
+    bbox_weight: float = 2.0
+    """Weight of the box overlap term (about 1 at random initialisation)."""
+    cls_weight: float = 1.0
+    """Weight of the "is it this object" term, over every anchor point and object."""
+    dfl_weight: float = 0.5
+    """Weight of the distribution focal loss: a mean over the four sides, ln 16 = 2.77 at random
+    initialisation, so that 0.5 keeps it below the box overlap."""
     supcon_weight: float = 1.0
     """Weight of the contrastive term that pulls an object's pixels to its own references."""
     obj_weight: float = 0.5
     """Weight of the "is any object here" term."""
-    bbox_loss: Literal["giou", "diou", "ciou", "wiou"] = "ciou"
-    """Form of the box overlap term."""
+    bbox_loss: Literal["iou", "giou", "diou", "ciou", "wiou"] = "diou"
+    """Form of the box overlap term; wiou is WIoU v3."""
 
     def __post_init__(self) -> None:
         for name in ("bbox", "cls", "dfl", "supcon", "obj"):
@@ -168,7 +186,10 @@ class OptimizerOptions:
     """AdamW, its schedule, and the guard's clipping."""
 
     lr: float = 1e-4
-    """Peak learning rate of AdamW; the support encoder gets 0.1 x of it, being trained already."""
+    """Peak learning rate of AdamW."""
+    support_lr_scale: float = 0.1
+    """The support encoder's learning rate, times --lr: it comes trained, and a tenth keeps what it
+    knows. Unused by pocket, whose one backbone does both."""
     weight_decay: float = 0.05
     """AdamW's decoupled decay; biases, norms and other 1-d parameters get none."""
     beta2: float = 0.999
@@ -187,6 +208,7 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         _need(math.isfinite(self.lr) and self.lr > 0, "--lr", self.lr, "finite and above 0")
+        _need(self.support_lr_scale >= 0, "--support-lr-scale", self.support_lr_scale, ">= 0")
         _need(self.weight_decay >= 0, "--weight-decay", self.weight_decay, ">= 0")
         _need(0 < self.beta2 < 1, "--beta2", self.beta2, "between 0 and 1")
         _need(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, ">= 0")
