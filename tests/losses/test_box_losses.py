@@ -124,6 +124,13 @@ def test_large_boxes_keep_their_precision():
     assert box_iou_aligned(a.half(), b.half()).item() == 1.0  # 9999 is 10000 in float16
 
 
+def test_a_box_around_the_target_leaves_nothing_of_it_empty():
+    inner = ordinary_boxes(200)
+    outer = inner + torch.rand(200, 4) * torch.tensor([-50.0, -50.0, 50.0, 50.0])
+    giou, iou = iou_loss(outer, inner, "giou"), iou_loss(outer, inner, "iou")
+    assert torch.equal(giou, iou)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_boxes_apart_cost_what_a_run_begins_with(kind):
     corner = torch.rand(200, 2) * 300

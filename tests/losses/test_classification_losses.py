@@ -57,6 +57,15 @@ def test_a_wrong_answer_keeps_its_full_gradient_however_wrong(far):
         assert grad.tolist() == pytest.approx([-size, size])
 
 
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+def test_a_right_answer_has_a_finite_gradient_however_right(gamma):
+    x = torch.tensor([20.0, -20.0, 200.0, -200.0, 1e4, -1e4])
+    t = (x > 0).float()
+    value, (grad,) = gradients(lambda x: focal_loss(x, t, gamma=gamma), x)
+    assert (value < 1e-8).all()
+    assert (grad.abs() < 1e-8).all()  # false for NaN
+
+
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.5, None), (0.5, 0.75), (0.0, 0.25)])
 def test_value_and_gradient_are_those_of_the_float64_twin(gamma, alpha):
     target = torch.cat((torch.rand(40), torch.zeros(40), torch.ones(40)))
@@ -93,6 +102,14 @@ def test_swapping_the_answers_swaps_the_sign_of_the_logit():
     x, t = torch.randn(20), torch.rand(20)
     torch.testing.assert_close(binary_cross_entropy(x, t), binary_cross_entropy(-x, 1 - t))
     torch.testing.assert_close(focal_loss(x, t, alpha=0.3), focal_loss(-x, 1 - t, alpha=0.7))
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, focal_loss])
+def test_targets_get_no_gradient(loss):
+    x, t = leaf(torch.randn(20)), leaf(torch.rand(20))
+    loss(x, t).sum().backward()
+    assert t.grad is None
+    assert x.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("loss", [binary_cross_entropy, focal_loss])

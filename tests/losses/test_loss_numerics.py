@@ -125,6 +125,12 @@ def test_a_rescaled_loss_is_bounded_and_keeps_the_direction_of_its_gradient(loss
     torch.testing.assert_close(grad[~below], limit / loss[~below])
 
 
+def test_rescaling_leaves_a_negative_loss_alone():
+    value, (grad,) = gradients(lambda x: rescale_above(x, 1.0), torch.tensor([-5.0, 0.0]))
+    assert value.tolist() == [-5.0, 0.0]
+    assert grad.tolist() == [1.0, 1.0]
+
+
 def test_rescaling_does_not_hide_what_is_not_finite():
     bounded = rescale_above(torch.tensor([math.inf, math.nan, 20.0, 0.0]), 10.0)
     assert bounded.isfinite().tolist() == [False, False, True, True]

@@ -13,6 +13,8 @@ from surefoot.losses.numerics import fp32_island
 
 __all__ = ["binary_cross_entropy", "focal_loss"]
 
+_LEAST_SHARE = 1e-20
+
 
 @fp32_island
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -22,7 +24,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: any shape.
-        targets: the same shape, probabilities in [0, 1] or bool.
+        targets: the same shape, probabilities in [0, 1] or bool. Detached.
 
     Returns:
         The same shape, float32, in [0, inf).
@@ -34,7 +36,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     tensor([6.9315e-01, 1.0000e+04])
     """
     _same_shape("binary_cross_entropy", logits, targets)
-    return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, targets.detach().float(), reduction="none")
 
 
 @fp32_island
@@ -53,7 +55,7 @@ def focal_loss(
 
     Args:
         logits: any shape.
-        targets: the same shape, probabilities in [0, 1] or bool.
+        targets: the same shape, probabilities in [0, 1] or bool. Detached.
         gamma: at least 0; with 0 and alpha None this is :func:`binary_cross_entropy`.
         alpha: weight of t = 1 in [0, 1], that of t = 0 being 1 - alpha; None weighs nothing.
 
@@ -72,12 +74,12 @@ def focal_loss(
         raise ConfigError(f"focal_loss: gamma {gamma}; expected a finite number, at least 0.")
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError(f"focal_loss: alpha {alpha}; expected a number in [0, 1], or None.")
-    targets = targets.float()
+    targets = targets.detach().float()
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if gamma > 0:
-        log_wrong = torch.logaddexp(
-            F.logsigmoid(logits) + torch.log1p(-targets), F.logsigmoid(-logits) + targets.log()
-        )
+        # 1 - p_t = (1 - t) p + t (1 - p); A share of 0 is read as 1e-20: log(0) is slow.
+        no, yes = (share.clamp(min=_LEAST_SHARE).log() for share in (1 - targets, targets))
+        log_wrong = torch.logaddexp(no + F.logsigmoid(logits), yes + F.logsigmoid(-logits))
         loss = torch.exp(gamma * log_wrong) * loss
     if alpha is not None:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
