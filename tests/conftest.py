@@ -15,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# They hold no doctests, and collecting two of them for some is an "import file mismatch".
+collect_ignore_glob = ["*conftest.py"]
+
 # Read by libraries while they are imported, so set before any of them is. One thread: the tensors
 # of a test are too small to be worth sharing out, and a worker of pytest-xdist has one core.
 # A worker's scratch folder lies in that of the process that started it, which removes both.
