@@ -41,9 +41,15 @@ def _read(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train; returns the exit status."""
+    """Train, measure and draw; returns the exit status."""
     config = parse(arguments)
-    from surefoot.recipes.refdet.train import train_on_folders
+    from surefoot.recipes.refdet.pictures import draw_run
+    from surefoot.recipes.refdet.sources import open_sources
+    from surefoot.recipes.refdet.train import train
 
-    train_on_folders(config)
+    sources = open_sources(config)
+    outcome = train(config, sources)
+    videos = sources.held_out.videos if sources.held_out else ()
+    for line in draw_run(outcome.folder, outcome.detector, videos, outcome.evaluation):
+        print(line)
     return 0

@@ -1,0 +1,292 @@
+"""``surefoot train refdet``: the program, its loop in view.
+
+    surefoot train refdet --stage 2 --data_root datasets/train --val_data_root datasets/val \\
+        --n_way 4 --n_query 4 --gradient_clip_norm 10
+
+The nano preset is a GPU's work; ``--preset pocket`` trains on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch.utils.data import DataLoader
+
+from surefoot import __version__
+from surefoot.checkpoint import Checkpoint, capture_rng, restore_rng
+from surefoot.data import AeroEyes
+from surefoot.errors import ConfigError
+from surefoot.recipes.hardware import (
+    Amp,
+    choose_amp,
+    choose_device,
+    device_memory_mb,
+    seed_everything,
+)
+from surefoot.recipes.progress import EpochBar, EpochSummary, clock
+from surefoot.recipes.refdet.build import IMAGE_SIZES, Learner, Plan
+from surefoot.recipes.refdet.config import TrainConfig
+from surefoot.recipes.refdet.sources import Sources, open_sources
+from surefoot.recipes.refdet.validate import Detector, Evaluation, calibrate, evaluate
+from surefoot.recipes.run_folder import CONFIG, new_run_folder, run_folder_of
+from surefoot.recipes.session import Session, find_checkpoint
+from surefoot.shapes import Episode
+
+__all__ = ["Outcome", "Run", "train", "train_on_folders"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    folder: Path
+    detector: Detector
+    """As it was measured last."""
+    evaluation: Evaluation | None
+    """The last one; None where nothing is held out."""
+    seconds: float
+    """Wall time of training and measuring, in this process."""
+
+
+def train_on_folders(config: TrainConfig, *, stream: TextIO | None = None) -> Outcome:
+    """Train on the folders that ``config.data`` names; see :func:`train`."""
+    return train(config, open_sources(config), stream=stream)
+
+
+def train(config: TrainConfig, sources: Sources, *, stream: TextIO | None = None) -> Outcome:
+    """Train from the settings, or go on where ``config.run.resume`` stopped.
+
+    Args:
+        config: the settings; they are kept in the run folder.
+        sources: episodes to learn from, and videos to calibrate and measure on.
+        stream: where progress is written; standard output where it is not given.
+
+    Raises:
+        ConfigError: settings that cannot work, or a folder that holds another run.
+        CheckpointError: nothing whole to start from or to go on with.
+        TrainingDiverged: too many steps in a row were refused; a note says where to go on.
+    """
+    started = time.monotonic()
+    run = Run(config, sources, stream or sys.stdout)
+    with run.open(), torch.autograd.set_detect_anomaly(config.run.debug_mode):
+        for epoch in range(run.finished_epochs, run.plan.epochs):
+            run.train_epoch(epoch)
+            run.end_epoch(epoch)
+    return Outcome(
+        folder=run.folder,
+        detector=run.detector(),
+        evaluation=run.evaluation,
+        seconds=time.monotonic() - started,
+    )
+
+
+class Run:
+    """A training run: what learns, what it learns from, and the folder it writes to."""
+
+    folder: Path
+    session: Session
+    amp: Amp
+
+    def __init__(self, config: TrainConfig, sources: Sources, stream: TextIO) -> None:
+        self.config, self.sources, self.stream = config, sources, stream
+        self.device = choose_device(config.hardware.device)
+        wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
+        self.amp = choose_amp(wanted, self.device)
+        self.plan = Plan.of(config, len(sources.episodes))
+        seed_everything(config.run.seed)
+        self.learner = Learner(config, self.plan, self.device, self.amp)
+        self.finished_epochs = 0
+        self.best: float | None = None
+        self.evaluation: Evaluation | None = None
+        self._loader = _loader(config, sources)
+
+    # -- an epoch --------------------------------------------------------------------------------
+
+    def train_epoch(self, epoch: int) -> None:
+        """Every episode of the epoch, one guarded micro-batch each."""
+        model, criterion, guard = self.learner.model, self.learner.criterion, self.learner.guard
+        count = self._episodes_in(epoch)
+        title = f"Epoch {epoch + 1}/{self.plan.epochs}"
+        bar = EpochBar(title=title, total=count, stream=self.stream)
+        summary = EpochSummary(self.learner.group_names)
+        model.train()
+        for episode in guard.batches(self._episodes(epoch, count)):
+            with guard.autocast():
+                prediction = model(episode.images, episode.supports)
+                terms = criterion(prediction, episode)
+            record = guard.step(terms, sample_ids=episode.sample_ids)
+            self.session.journal.write(record)
+            bar.update(record)
+            summary.add(record)
+        bar.close()
+        memory = device_memory_mb(self.device)
+        fields = summary.fields() | {"device_memory_mb": memory}
+        self.session.journal.event("epoch", epoch=epoch + 1, **fields)
+        self._say(*summary.lines(loss_scale=self.amp == "fp16", device_memory_mb=memory))
+
+    def _episodes_in(self, epoch: int) -> int:
+        steps = self.plan.steps_in(epoch)
+        return min(len(self.sources.episodes), steps * self.config.optimizer.gradient_accumulation)
+
+    def _episodes(self, epoch: int, count: int) -> Iterator[Episode]:
+        self.sources.episodes.set_epoch(epoch)
+        for episode in islice(self._loader, count):
+            yield episode.to(self.device, non_blocking=True)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Measure and save, where it is their turn."""
+        self.finished_epochs = epoch + 1
+        run, last = self.config.run, self.finished_epochs == self.plan.epochs
+        metric, better = None, False
+        if self.sources.held_out and (last or self.finished_epochs % run.val_interval == 0):
+            self.evaluation = self._measure(self.sources.held_out)
+            metric = self.evaluation.right.st_iou
+            better = self.best is None or metric > self.best
+            self.best = metric if better else self.best
+        if last or better or self.finished_epochs % run.save_interval == 0:
+            self._save(metric, best=better)
+
+    def _say(self, *lines: str) -> None:
+        self.stream.write("".join(f"{line}\n" for line in lines))
+        self.stream.flush()
+
+    # -- measuring -------------------------------------------------------------------------------
+
+    def detector(self) -> Detector:
+        """The model as it is measured: its average, where there is one."""
+        config = self.config
+        size, support_size = IMAGE_SIZES[config.model.preset]
+        size = config.episode.image_size or size
+        return Detector(
+            model=self.learner.evaluated[1],
+            device=self.device,
+            amp=self.amp,
+            image_size=config.episode.val_image_size or size,
+            support_size=config.episode.support_size or support_size,
+            k_shot=config.episode.k_shot,
+            batch_size=config.hardware.batch_size,
+        )
+
+    def _measure(self, held_out: AeroEyes) -> Evaluation:
+        calibration = self.sources.calibration
+        started, options, detector = time.monotonic(), self.config.data, self.detector()
+        threshold = calibrate(detector, calibration, options.calibration_frames)
+        evaluation = evaluate(
+            detector,
+            held_out.videos,
+            threshold=threshold,
+            frames=options.val_frames,
+            stranger=calibration.videos[0],
+        )
+        name = self.learner.evaluated[0]
+        self.session.journal.event(
+            "evaluation", epoch=self.finished_epochs, weights=name, **evaluation.to_dict()
+        )
+        took = clock(time.monotonic() - started)
+        self._say(f"  held out ({name} weights, {took}): {evaluation.line()}")
+        return evaluation
+
+    # -- the run folder --------------------------------------------------------------------------
+
+    def open(self) -> Session:
+        """Load what is to be loaded, then open the run folder, a new one or the resumed one."""
+        config, resume = self.config, self.config.run.resume
+        if resume is None:
+            if config.run.checkpoint is not None:
+                self._start_from(config.run.checkpoint)
+            self.folder = new_run_folder(config.run.save_dir, "refdet")
+            return self._open_session([])
+        found, rejected = find_checkpoint(resume)
+        self._go_on_from(found)
+        source = run_folder_of(resume)
+        self.folder = config.run.save_dir or source
+        if self.folder.resolve() != source.resolve():
+            self.folder = new_run_folder(self.folder, "refdet")
+        session = self._open_session(config.differences(TrainConfig.load(source / CONFIG)))
+        session.journal.event("continued", epoch=self.finished_epochs, checkpoint=found.path.name)
+        self._say(*(f"  passed over {one}" for one in rejected))
+        self._say(f"Going on from {found.path}, after epoch {self.finished_epochs}")
+        return session
+
+    def _open_session(self, changed: list[str]) -> Session:
+        run = replace(self.config.run, save_dir=self.folder, resume=None)
+        settings = replace(self.config, run=run)
+        settings.save(self.folder / CONFIG)
+        self.session = Session(
+            self.folder,
+            recipe="refdet",
+            run={
+                "version": __version__,
+                "device": str(self.device),
+                "precision": self.amp or "fp32",
+                "groups": self.learner.group_names,
+                "settings": settings.to_dict(),
+                "changed": changed,
+            },
+        )
+        self._say(*self._headline(), *(f"  changed: {line}" for line in changed))
+        return self.session
+
+    def _headline(self) -> list[str]:
+        count = sum(p.numel() for p in self.learner.model.parameters())
+        return [
+            f"RefDet {self.config.model.preset}, {count / 1e6:.2f} M parameters, on {self.device} "
+            f"in {self.amp or 'fp32'}: {self.plan.epochs} epochs, {self.plan.total_steps} "
+            f"optimizer steps ({self.plan.warmup_steps} of warm-up), into {self.folder}"
+        ]
+
+    def _start_from(self, path: Path) -> None:
+        found, _ = find_checkpoint(path, best=True)
+        name = "ema" if "ema" in found.weights else "model"
+        self.learner.load_weights(found.load_weights(name), name=name)
+
+    def _go_on_from(self, found: Checkpoint) -> None:
+        state = found.load_state()
+        learner, self.finished_epochs, self.best = self.learner, state["epoch"], state["best"]
+        if self.finished_epochs >= self.plan.epochs:
+            raise ConfigError(
+                f"--resume {self.config.run.resume}: its {self.finished_epochs} epochs are done, "
+                f"and --epochs (or --max-steps) asks for {self.plan.epochs}. Raise it to train on."
+            )
+        learner.load_weights(found.load_weights("model"))
+        if learner.averaged is not None and "ema" in found.weights:
+            learner.averaged.module.load_state_dict(found.load_weights("ema"))
+        learner.load_state_dict(state["learner"])
+        restore_rng(state["rng"])
+
+    def _save(self, metric: float | None, *, best: bool) -> None:
+        state = {
+            "epoch": self.finished_epochs,
+            "best": self.best,
+            "learner": self.learner.state_dict(),
+            "rng": capture_rng(),
+        }
+        guard = self.learner.guard
+        self.session.store.save(
+            guard.applied_steps + guard.refused_steps,
+            state,
+            weights=self.learner.weights(),
+            metric=None if metric is None else float(metric),
+            measured_on=None if metric is None else self.learner.evaluated[0],
+            best=best,
+        )
+
+
+def _loader(config: TrainConfig, sources: Sources) -> DataLoader[Episode]:
+    workers = config.data.num_workers
+    return DataLoader(
+        sources.episodes,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        # Its own: drawing the workers' seeds from the global one would move the run's randomness.
+        generator=torch.Generator().manual_seed(config.run.seed),
+    )
