@@ -1,7 +1,28 @@
 """The guard: every optimizer step is measured once, judged, then applied or refused."""
 
 from surefoot.guard.attach import Attachment, attach
+from surefoot.guard.clip import (
+    AdaptiveClip,
+    Clip,
+    GroupClip,
+    NormClip,
+    PercentileClip,
+    ValueClip,
+    ZScoreClip,
+)
 from surefoot.guard.guard import Guard
 from surefoot.guard.policy import Policy
 
-__all__ = ["Attachment", "Guard", "Policy", "attach"]
+__all__ = [
+    "AdaptiveClip",
+    "Attachment",
+    "Clip",
+    "GroupClip",
+    "Guard",
+    "NormClip",
+    "PercentileClip",
+    "Policy",
+    "ValueClip",
+    "ZScoreClip",
+    "attach",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from surefoot.guard.apply import folds, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
 from surefoot.guard.blame import all_finite
 from surefoot.guard.buffers import BufferKeeper
-from surefoot.guard.clip import NormClip
+from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
+from surefoot.guard.shorten import Shortener
 from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
 from surefoot.records import StepRecord
 
@@ -30,7 +31,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     model: nn.Module | None = None,
     *,
-    clip: float | None = None,
+    clip: float | Clip | Sequence[Clip] | None = None,
     policy: Policy | None = None,
     on_record: Callable[[StepRecord], object] | None = None,
 ) -> Attachment:
@@ -44,7 +45,7 @@ def attach(
         optimizer: the one that the loop steps.
         model: gives parameters their names and buffers their protection; without it parameters are
             numbered and buffers are on their own.
-        clip: largest global L2 norm of the true gradient; None leaves clipping to the loop.
+        clip: as for :class:`~surefoot.guard.Guard`; None leaves clipping to the loop.
         policy: what happens when something is wrong.
         on_record: called with the record of every step, e.g. ``journal.write``.
 
@@ -61,7 +62,7 @@ weight (Inf)
         raise UsageError(
             "surefoot.attach: this optimizer is guarded already; detach() the first attachment."
         )
-    return Attachment(optimizer, model or nn.Module(), clip, policy or Policy(), on_record)
+    return Attachment(optimizer, model or nn.Module(), as_clip(clip), policy or Policy(), on_record)
 
 
 class Attachment:
@@ -71,14 +72,14 @@ class Attachment:
         self,
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
-        clip: float | None,
+        clip: Clip | None,
         policy: Policy,
         on_record: Callable[[StepRecord], object] | None,
     ) -> None:
         self._optimizer, self._policy, self._on_record = optimizer, policy, on_record
         self._table = ParameterTable(model, optimizer)
         self._buffers = BufferKeeper(model, repair=True)
-        self._clip = None if clip is None else NormClip(clip)
+        self._shortener = Shortener(clip, self._table)
         self._folds = folds(optimizer)
         self._on_device = self._folds and self._table.device.type != "cpu"
         self._hidden: list[tuple[Tensor, Tensor]] = []
@@ -133,10 +134,12 @@ class Attachment:
     def _decide_on_host(self, measured: Measured, scale: float) -> None:
         facts = self._facts(total_norm=float(measured.total), unit=scale, scale=scale)
         if facts.good:
-            divisor = 1.0 if self._clip is None else self._clip.divisor(facts.total_norm / scale)
+            norm = facts.total_norm / scale
+            divisor, effective = self._shortener.on_host(measured, norm, scale)
+            self._shortener.learn(norm, good=True)
             if divisor != 1.0:
                 self._divide(measured, divisor, scale)
-            facts = replace(facts, clip_divisor=divisor)
+            facts = replace(facts, clip_divisor=effective)
         else:
             facts = replace(
                 facts,
@@ -159,15 +162,16 @@ class Attachment:
         one = torch.ones_like(total)
         unit = one if scale is None else scale.to(total.device)
         good = total / unit < math.inf
-        clip_divisor = one if self._clip is None else self._clip.divisor(total / unit)
+        shortened = self._shortener.on_device(measured, total / unit, unit)
         found: Tensor | None = self._optimizer.__dict__.get("found_inf")
         bad = ~good if found is None else ~good | (found > 0)
+        self._shortener.learn(total / unit, ~bad)
         self._lend("found_inf", bad.float())
-        if self._clip is not None:
-            self._lend("grad_scale", clip_divisor * unit)
+        if self._shortener.clip is not None:
+            self._lend("grad_scale", (shortened.divisor * unit).float())
         moved = self._buffers.restore(bad)
         arrival = Arrival(
-            torch.cat([torch.stack([total, unit, clip_divisor]), measured.norms.float()])
+            torch.cat([torch.stack([total, unit, shortened.effective]), measured.norms.float()])
         )
         facts = self._facts(
             names=[self._table.names[i] for i in measured.indices], buffers_moved=moved

@@ -15,7 +15,7 @@ from surefoot.errors import ConfigError, UsageError
 from surefoot.guard.accumulation import Accumulation, as_terms
 from surefoot.guard.apply import folds
 from surefoot.guard.arrival import LazyRecord
-from surefoot.guard.clip import NormClip
+from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.stepper import Stepper
@@ -39,7 +39,8 @@ class Guard:
         model: the module in training; the names of parameters and the buffers come from it.
         optimizer: any torch optimizer. Adam, AdamW, SGD and Adagrad with ``fused=True`` are
             unscaled, clipped and refused inside their own kernel.
-        clip: largest global L2 norm of the true gradient; None for no clipping.
+        clip: largest global L2 norm of the true gradient, a rule of :mod:`surefoot.guard.clip`, or
+            several that act one after the other; None for no clipping.
         accumulate: micro-batches per optimizer step; the gradient is their mean.
         amp: ``"bf16"``, ``"fp16"`` (with a dynamic loss scale) or None (float32).
         policy: what happens when something is wrong.
@@ -63,7 +64,7 @@ class Guard:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        clip: float | None = None,
+        clip: float | Clip | Sequence[Clip] | None = None,
         accumulate: int = 1,
         amp: Literal["bf16", "fp16"] | None = None,
         policy: Policy | None = None,
@@ -80,7 +81,7 @@ class Guard:
         self._stepper = Stepper(
             model,
             optimizer,
-            clip=None if clip is None else NormClip(clip),
+            clip=as_clip(clip),
             scale=LossScale(self.policy, device) if amp == "fp16" else None,
             policy=self.policy,
             on_device=_on_device(optimizer, decide, device),
@@ -211,6 +212,7 @@ class Guard:
             "version": 1,
             "tally": asdict(self._stepper.tally),
             "spikes": self._stepper.spikes.state_dict(),
+            "clip": self._stepper.shortener.state_dict(),
             "scale": None if scale is None else scale.state_dict(),
         }
 
@@ -219,6 +221,7 @@ class Guard:
         self._stepper.settle()
         self._stepper.tally = Tally(**state["tally"])
         self._stepper.spikes.load_state_dict(state["spikes"])
+        self._stepper.shortener.load_state_dict(state["clip"])
         if self._stepper.scale is not None and state["scale"] is not None:
             self._stepper.scale.load_state_dict(state["scale"])
 

@@ -42,14 +42,15 @@ class ParameterTable:
 
     def _build(self) -> None:
         place = {id(p): (i, name) for i, (name, p) in enumerate(self._model.named_parameters())}
-        found: list[tuple[int, str, Tensor]] = []
+        found: list[tuple[int, str, Tensor, int]] = []
         for g, group in enumerate(self._optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
                 unknown = (len(place) + len(found), f"group{g}.param{i}")
-                found.append((*place.get(id(parameter), unknown), parameter))
+                found.append((*place.get(id(parameter), unknown), parameter, g))
         found.sort(key=lambda entry: entry[0])
-        self.names = tuple(name for _, name, _ in found)
-        self.parameters = tuple(parameter for _, _, parameter in found)
+        self.names = tuple(name for _, name, _, _ in found)
+        self.parameters = tuple(parameter for _, _, parameter, _ in found)
+        self.groups = tuple(group for *_, group in found)
         self._shape = self._count()
 
     def _count(self) -> tuple[int, ...]:

@@ -14,10 +14,11 @@ from surefoot.guard.apply import apply_folded, apply_plain, folds, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
 from surefoot.guard.blame import all_finite
 from surefoot.guard.buffers import BufferKeeper
-from surefoot.guard.clip import NormClip
+from surefoot.guard.clip import Clip
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
+from surefoot.guard.shorten import Shortener
 from surefoot.guard.spike import DeviceSpikes, HostSpikes
 from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
 from surefoot.records import StepRecord
@@ -33,7 +34,7 @@ class Stepper:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        clip: NormClip | None,
+        clip: Clip | None,
         scale: LossScale | None,
         policy: Policy,
         on_device: bool,
@@ -41,11 +42,12 @@ class Stepper:
         self.optimizer = optimizer
         self.table = ParameterTable(model, optimizer)
         self.buffers = BufferKeeper(model)
+        self.shortener = Shortener(clip, self.table)
         self.scale = scale
         self.tally = Tally()
         self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
         self.averages: list[torch.optim.swa_utils.AveragedModel] = []
-        self._model, self._clip, self._policy = model, clip, policy
+        self._model, self._policy = model, policy
         self.together = trains_together(model)
         self.on_device = on_device
         self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
@@ -125,10 +127,11 @@ class Stepper:
         )
         facts = self._watch_for_spikes(facts)
         if facts.good:
-            if self._clip is not None:
-                clip_divisor = self._clip.divisor(facts.total_norm / facts.unit)
-                facts = replace(facts, clip_divisor=clip_divisor)
-            self._apply_on_host(measured, facts.unit * facts.clip_divisor)
+            norm = facts.total_norm / facts.unit
+            divisor, effective = self.shortener.on_host(measured, norm, facts.unit)
+            self.shortener.learn(norm, good=True)
+            facts = replace(facts, clip_divisor=effective)
+            self._apply_on_host(measured, facts.unit * divisor)
         else:
             facts = replace(
                 facts,
@@ -187,9 +190,10 @@ class Stepper:
         loss_bad = ~torch.isfinite(loss) & facts.loss_votes
         spikes = self._spikes_on_device(loss, norm, gradients_bad | loss_bad, facts)
         bad = gradients_bad | loss_bad | spikes[2]
-        clip_divisor = torch.ones_like(norm) if self._clip is None else self._clip.divisor(norm)
-        plain = self._clip is None and scale is None and facts.unit == 1.0
-        divisor = None if plain else (clip_divisor * unit).float()
+        shortened = self.shortener.on_device(measured, norm, torch.as_tensor(unit, device=device))
+        self.shortener.learn(norm, ~bad)
+        plain = self.shortener.clip is None and scale is None and facts.unit == 1.0
+        divisor = None if plain else (shortened.divisor * unit).float()
         apply_folded(self.optimizer, divisor=divisor, refuse=bad)
         moved = self.buffers.restore(bad)
         next_scale = scale
@@ -197,7 +201,7 @@ class Stepper:
             self.scale.update(overflow=gradients_bad, freeze=loss_bad)
             next_scale = self.scale.value
         one = torch.ones_like(total)
-        head = [loss, total, clip_divisor, one if scale is None else scale]
+        head = [loss, total, shortened.effective, one if scale is None else scale]
         head += [one if next_scale is None else next_scale, *spikes.float()]
         arrival = Arrival(torch.cat([torch.stack(head), raw, measured.norms.float()]))
         names = [self.table.names[i] for i in measured.indices]
