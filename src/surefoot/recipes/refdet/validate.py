@@ -153,9 +153,11 @@ class Evaluation:
 
     def line(self) -> str:
         """The figures in one line."""
+        right, swapped = self.right, self.swapped
         return (
-            f"ST-IoU {self.right.st_iou:.3f}, mAP50 {self.right.map50:.3f}; with another object's "
-            f"references {self.swapped.st_iou:.3f}, {self.swapped.map50:.3f}"
+            f"ST-IoU {right.st_iou:.3f}, mAP50 {right.map50:.3f}, mAP75 {right.map75:.3f}; with "
+            f"another object's references {swapped.st_iou:.3f}, {swapped.map50:.3f}, "
+            f"{swapped.map75:.3f}"
         )
 
 
