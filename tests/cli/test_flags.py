@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_the_other_commands_of_the_documents_run(document: str) -> None:
     assert config.loss.dfl_weight == float(given["--dfl_weight"])
     assert config.optimizer.gradient_clip_norm == float(given["--gradient_clip_norm"])
     assert config.optimizer.lr == float(given.get("--lr", "1e-4"))
+
+
+def test_every_command_line_in_the_documents_themselves_is_read(shared: Path) -> None:
+    texts = [p.read_text("utf-8", errors="replace") for p in (shared / "seeds").glob("*.txt")]
+    found = [
+        m[0] for text in texts for m in re.finditer(r"^python train\.py(.*\\\n)*.*", text, re.M)
+    ]
+    assert len(found) >= 6
+    for command in found:
+        # What the documents leave out: "# ... (rest of args)", "[... other args ...]".
+        flags = flags_of(re.sub(r"#.*|\[\.\.\..*\]", "", command))
+        if "--resume" in flags:
+            with pytest.raises(ConfigError, match="is no run folder and no checkpoint of one"):
+                parse(flags)
+        else:
+            assert parse(flags) != TrainConfig()
 
 
 @pytest.mark.parametrize(
