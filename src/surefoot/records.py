@@ -47,6 +47,7 @@ class Cause(_Sentence):
     NONFINITE_LOSS = "nonfinite_loss", "the loss was NaN or Inf"
     NONFINITE_GRADIENT = "nonfinite_gradient", "a gradient was NaN or Inf"
     OVERFLOW = "overflow", "gradients overflowed fp16 at this loss scale; the scale was backed off"
+    STALE = "stale", "the gradient belonged to weights that have been rolled back since"
     SPIKE = "spike", "the loss or the gradient was far above that of the accepted steps"
     NORM_OVERFLOW = (
         "norm_overflow",
@@ -62,6 +63,14 @@ class Event(_Sentence):
     GRADIENT_SPIKE = (
         "gradient_spike",
         "the gradient norm was far above that of the accepted steps",
+    )
+    ROLLED_BACK = (
+        "rolled_back",
+        "the state was bad, so weights, buffers and optimizer went back to the last good snapshot",
+    )
+    ROLLBACK_UNDONE = (
+        "rollback_undone",
+        "going back did not help, so the state from before it was put in again",
     )
     PARTIAL_WINDOW = (
         "partial_window",
@@ -158,6 +167,8 @@ class StepRecord:
             named = ", ".join(f"{c.name} ({c.kind})" for c in self.culprits[:3])
             more = len(self.culprits) - 3
             line += f" in {named}" + (f" and {more} more" if more > 0 else "")
+        if Event.ROLLED_BACK in self.events or Event.ROLLBACK_UNDONE in self.events:
+            line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
         return line
 
     def to_dict(self) -> dict[str, Any]:

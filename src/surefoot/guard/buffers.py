@@ -34,15 +34,17 @@ class BufferKeeper:
     def __init__(self, model: nn.Module, *, repair: bool = False) -> None:
         self._repair = repair
         self._owners: list[tuple[nn.Module, str]] = []
+        self._names: list[str] = []
         seen: set[int] = set()
-        for module in model.modules():
+        for path, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None and id(buffer) not in seen:
                     seen.add(id(buffer))
                     self._owners.append((module, name))
+                    self._names.append(f"{path}.{name}" if path else name)
         self._kept = [b.detach().clone() for b in self._current()]
         self._marks = self._stamp(self._current())
-        self._fresh = self._hook_seen = False
+        self.forward_seen = self._hook_seen = False
         self._handle = model.register_forward_pre_hook(self._before_forward)
 
     def _current(self) -> list[Tensor]:
@@ -59,9 +61,9 @@ class BufferKeeper:
     def _before_forward(self, module: nn.Module, _: Any) -> None:
         if module.training and self._repair:
             self._mend()
-        if module.training and not self._fresh:
+        if module.training and not self.forward_seen:
             self.capture()
-            self._fresh = self._hook_seen = True
+            self.forward_seen = self._hook_seen = True
 
     def _mend(self) -> None:
         buffers = self._current()
@@ -105,9 +107,14 @@ class BufferKeeper:
             self._marks = self._stamp(buffers)
         return bool(moved)
 
+    def named(self, *, before_forward: bool) -> dict[str, Tensor]:
+        """The buffers by name: as they are, or the copy from before the last forward pass."""
+        tensors = self._kept if before_forward else self._current()
+        return dict(zip(self._names, tensors, strict=True))
+
     def window_closed(self) -> None:
         """The step is decided; the next forward pass starts a new window."""
-        self._fresh = False
+        self.forward_seen = False
         if not self._hook_seen:
             self.capture()
 

@@ -213,6 +213,7 @@ class Guard:
             "tally": asdict(self._stepper.tally),
             "spikes": self._stepper.spikes.state_dict(),
             "clip": self._stepper.shortener.state_dict(),
+            "recovery": self._stepper.recovery.state_dict(),
             "scale": None if scale is None else scale.state_dict(),
         }
 
@@ -222,6 +223,7 @@ class Guard:
         self._stepper.tally = Tally(**state["tally"])
         self._stepper.spikes.load_state_dict(state["spikes"])
         self._stepper.shortener.load_state_dict(state["clip"])
+        self._stepper.recovery.load_state_dict(state["recovery"])
         if self._stepper.scale is not None and state["scale"] is not None:
             self._stepper.scale.load_state_dict(state["scale"])
 

@@ -9,6 +9,14 @@ from surefoot.errors import ConfigError
 
 __all__ = ["Policy"]
 
+_AT_LEAST_ONE = (
+    "max_consecutive_refusals",
+    "max_consecutive_spikes",
+    "growth_interval",
+    "suspect_after",
+    "divergence_patience",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -38,6 +46,21 @@ class Policy:
     max_consecutive_refusals: int = 100
     """So many refusals in a row end the run with ``TrainingDiverged``. A run of fp16 overflows from
     2^24 down to the floor takes 24."""
+    snapshot_interval: int = 50
+    """Applied steps between two snapshots of weights, buffers, averages and optimizer state in host
+    memory (two at a time, a third during a divergence); 0: none, and no rollback."""
+    snapshot_survives: int = 10
+    """Applied steps without trouble before a snapshot counts as good."""
+    suspect_after: int = 3
+    """Refusals in a row before the state itself is looked through."""
+    divergence_patience: int = 20
+    """Steps in a row whose loss is a spike before the run is taken to have diverged."""
+    max_rollbacks: int = 5
+    """One more ends the run with ``TrainingDiverged``."""
+    rollback_rate: float = 0.5
+    """After a rollback learning rates are multiplied by this..."""
+    rollback_steps: int = 100
+    """...for so many applied steps, whatever the schedule."""
     initial_scale: float = 2.0**16
     """First loss scale (fp16 only)."""
     growth_factor: float = 2.0
@@ -61,7 +84,14 @@ class Policy:
                 "Policy: spike_deviation is above 0 and spike_ratio at least 1, not "
                 f"{self.spike_deviation} and {self.spike_ratio}."
             )
-        for name in ("max_consecutive_refusals", "max_consecutive_spikes", "growth_interval"):
+        if self.snapshot_interval and not 0 < self.snapshot_survives < self.snapshot_interval:
+            raise ConfigError(
+                "Policy: 0 < snapshot_survives < snapshot_interval (or snapshot_interval=0), not "
+                f"{self.snapshot_survives} and {self.snapshot_interval}."
+            )
+        if not 0.0 < self.rollback_rate <= 1.0:
+            raise ConfigError(f"Policy.rollback_rate: in (0, 1], not {self.rollback_rate}.")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Policy.{name}: at least 1, not {getattr(self, name)}.")
         if not self.growth_factor > 1.0 > self.backoff_factor > 0.0:

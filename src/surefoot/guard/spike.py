@@ -52,6 +52,10 @@ class HostSpikes:
         self._windows[0].accept(loss)
         self._windows[1].accept(norm)
 
+    def forget(self) -> None:
+        """What was usual is so no longer: start the windows anew."""
+        self.load_state_dict({"windows": [{"logs": []}] * 2, "streak": 0})
+
     def state_dict(self) -> dict[str, Any]:
         """Both windows and the streak."""
         return {"windows": [w.state_dict() for w in self._windows], "streak": self._streak}
@@ -84,6 +88,10 @@ class DeviceSpikes:
     def accept(self, values: Tensor, good: Tensor) -> None:
         """Where the step was applied its numbers belong to the window."""
         self._window.accept(values, good)
+
+    def forget(self) -> None:
+        """See :meth:`HostSpikes.forget`."""
+        self.load_state_dict({"windows": [{"logs": []}] * 2, "streak": 0})
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`HostSpikes.state_dict` gives."""

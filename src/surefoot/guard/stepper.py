@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from surefoot.errors import TrainingDiverged
 from surefoot.guard.accumulation import Accumulation
 from surefoot.guard.apply import apply_folded, apply_plain, folds, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
@@ -17,11 +18,13 @@ from surefoot.guard.buffers import BufferKeeper
 from surefoot.guard.clip import Clip
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
+from surefoot.guard.recovery import Recovery
 from surefoot.guard.scale import LossScale
 from surefoot.guard.shorten import Shortener
+from surefoot.guard.snapshot import TrainingState
 from surefoot.guard.spike import DeviceSpikes, HostSpikes
 from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
-from surefoot.records import StepRecord
+from surefoot.records import Event, StepRecord
 
 __all__ = ["Stepper"]
 
@@ -49,6 +52,8 @@ class Stepper:
         self.averages: list[torch.optim.swa_utils.AveragedModel] = []
         self._model, self._policy = model, policy
         self.together = trains_together(model)
+        self._state = TrainingState(model, optimizer, self.averages, self.buffers)
+        self.recovery = Recovery(self._state, policy, together=self.together)
         self.on_device = on_device
         self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
         self._folds = folds(optimizer)
@@ -60,11 +65,12 @@ class Stepper:
         Raises:
             TrainingDiverged: the policy's limit was reached; the step was refused all the same.
         """
-        self.settle()
-        facts = self._facts(micro, accumulate)
+        stale = self.settle()
+        facts = replace(self._facts(micro, accumulate), stale=stale)
         try:
-            if micro.poisoned:
+            if micro.poisoned or stale:
                 return self._refuse_unmeasured(micro, facts)
+            self.recovery.begin()
             measured = self.table.measure()
             if self.on_device and seed_momentum(self.optimizer):
                 return self._decide_on_device(micro, measured, facts)
@@ -73,11 +79,23 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             self.buffers.window_closed()
 
-    def settle(self) -> None:
-        """Wait for the verdict of the last step, if it is still on its way, and follow it."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            escalate(pending, self.tally, self._policy)
+    def settle(self) -> bool:
+        """Wait for the verdict of the last step, if it is still on its way, and follow it.
+
+        Returns:
+            Whether the state was rolled back, so that gradients taken since are those of weights
+            that are gone.
+        """
+        if self._pending is None:
+            return False
+        pending, self._pending = self._pending, None
+        pending.resolve()
+        self._state.forward_ahead = self.buffers.forward_seen
+        try:
+            self._follow(pending)
+        finally:
+            self._state.forward_ahead = False
+        return Event.ROLLED_BACK in pending.events
 
     def _facts(self, micro: Accumulation, accumulate: int) -> Facts:
         number, self.tally.step = self.tally.step, self.tally.step + 1
@@ -108,10 +126,10 @@ class Stepper:
             raw_terms=raw.tolist(),
             scale=scale,
             next_scale=scale,
-            backward_skipped=True,
+            backward_skipped=micro.poisoned,
             buffers_moved=self.buffers.restore(),
         )
-        return escalate(self._conclude(facts), self.tally, self._policy)
+        return self._follow(self._conclude(facts))
 
     def _decide_on_host(self, micro: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
         raw, loss = micro.means()
@@ -149,7 +167,7 @@ class Stepper:
                 ),
             )
             facts = replace(facts, next_scale=float(self.scale.value))
-        return escalate(self._conclude(facts), self.tally, self._policy)
+        return self._follow(self._conclude(facts))
 
     def _watch_for_spikes(self, facts: Facts) -> Facts:
         if not (facts.finite and isinstance(self.spikes, HostSpikes)):
@@ -166,6 +184,10 @@ class Stepper:
         )
 
     def _apply_on_host(self, measured: Measured, divisor: float) -> None:
+        with self.recovery.rates(self.optimizer):
+            self._step_on_host(measured, divisor)
+
+    def _step_on_host(self, measured: Measured, divisor: float) -> None:
         if not self._folds:
             apply_plain(self.optimizer, measured.gradients, divisor)
         elif divisor == 1.0:
@@ -194,7 +216,8 @@ class Stepper:
         self.shortener.learn(norm, ~bad)
         plain = self.shortener.clip is None and scale is None and facts.unit == 1.0
         divisor = None if plain else (shortened.divisor * unit).float()
-        apply_folded(self.optimizer, divisor=divisor, refuse=bad)
+        with self.recovery.rates(self.optimizer):
+            apply_folded(self.optimizer, divisor=divisor, refuse=bad)
         moved = self.buffers.restore(bad)
         next_scale = scale
         if self.scale is not None:
@@ -229,6 +252,22 @@ class Stepper:
             for scheduler in self.schedulers:
                 scheduler.step()
         return record
+
+    def _follow(self, record: StepRecord) -> StepRecord:
+        """Mend the state if the record shows that it is bad; stop if the policy says so."""
+        trouble = self.recovery.after(record)
+        if trouble is not None:
+            record.__dict__["events"] = (*record.events, trouble.event)
+            record.__dict__["culprits"] = (*record.culprits, *trouble.culprits)[:16]
+            if trouble.event is Event.ROLLBACK_UNDONE:
+                self.spikes.forget()
+            if trouble.exhausted:
+                raise TrainingDiverged(
+                    f"The state went bad {self.recovery.rollbacks} times; it was rolled back each "
+                    f"time and the run is stopped now. The last time: {record}.",
+                    record=record,
+                )
+        return escalate(record, self.tally, self._policy)
 
 
 def trains_together(model: nn.Module) -> bool:

@@ -17,6 +17,9 @@ from surefoot.records import Cause, Event, StepRecord, TermRecord, Verdict
 __all__ = ["Facts", "Tally", "escalate", "learning_rates", "record_of"]
 
 
+_NOT_THE_GRADIENTS = (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE, Cause.STALE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything known of one optimizer step once it has reached the host."""
@@ -50,13 +53,14 @@ class Facts:
     loss_spike: bool = False
     gradient_spike: bool = False
     spike_refused: bool = False
+    stale: bool = False
     elements_finite: bool = False
     """A look at the elements found every one finite (only where the host decides)."""
 
     @property
     def good(self) -> bool:
         """Whether the step is applied."""
-        return self.finite and not self.spike_refused
+        return self.finite and not (self.spike_refused or self.stale)
 
     @property
     def finite(self) -> bool:
@@ -86,7 +90,7 @@ class Tally:
 def record_of(facts: Facts, tally: Tally) -> StepRecord:
     """The record of a step that was just counted."""
     cause = _cause(facts)
-    gradients_bad = cause not in (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE)
+    gradients_bad = cause not in _NOT_THE_GRADIENTS
     terms = zip(facts.term_names, facts.raw_terms, facts.term_weights, strict=True)
     return StepRecord(
         step=facts.step,
@@ -116,8 +120,9 @@ def escalate(record: StepRecord, tally: Tally, policy: Policy) -> StepRecord:
     """
     if record.applied:
         return record
-    limit, absorbed = policy.max_consecutive_refusals, record.cause is Cause.OVERFLOW
-    if policy.nonfinite == "raise" and not absorbed and record.cause is not Cause.SPIKE:
+    limit = policy.max_consecutive_refusals
+    harmless = record.cause in (Cause.OVERFLOW, Cause.SPIKE, Cause.STALE)
+    if policy.nonfinite == "raise" and not harmless:
         raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
     if tally.consecutive >= limit:
         raise TrainingDiverged(
@@ -142,6 +147,8 @@ def _rate(rate: float | Tensor) -> float:
 def _cause(facts: Facts) -> Cause:
     if facts.good:
         return Cause.NONE
+    if facts.stale:
+        return Cause.STALE
     if facts.finite:
         return Cause.SPIKE
     if facts.term_names and not math.isfinite(facts.loss):

@@ -1,0 +1,122 @@
+"""A copy of everything an optimizer step moves, and the look that tells if it is fit to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from surefoot.guard.buffers import BufferKeeper
+from surefoot.records import Culprit
+
+__all__ = ["Snapshot", "TrainingState"]
+
+_ABSURD_GROWTH = 1e4
+_ABSURD_FLOOR = 1e3
+"""A weight is absurd when its norm is above both: this, and 10,000 times its norm when it was kept.
+One that a flipped bit sends to 1e30 is far beyond; no learning rate that trains comes near. Moments
+and buffers have no such bound: they follow the gradients and the inputs."""
+
+
+class TrainingState:
+    """Names and tensors of weights, buffers, averages and optimizer state, as they are now."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        averages: list[torch.optim.swa_utils.AveragedModel],
+        buffers: BufferKeeper,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._averages, self._buffers = averages, buffers
+        self.forward_ahead = False
+        """The next forward pass has moved the buffers already; their copy is the state."""
+
+    def weights(self) -> set[str]:
+        """Names of the model's parameters."""
+        return {name for name, _ in self._model.named_parameters()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name; what the optimizer keeps is called ``exp_avg of layer.weight``."""
+        return dict(self._walk())
+
+    def _walk(self) -> Iterator[tuple[str, Tensor]]:
+        names: dict[int, str] = {}
+        for name, parameter in self._model.named_parameters():
+            names[id(parameter)] = name
+            yield name, parameter.detach()
+        for name, buffer in self._buffers.named(before_forward=self.forward_ahead).items():
+            yield name, buffer.detach()
+        for i, averaged in enumerate(self._averages):
+            for name, tensor in averaged.state_dict(keep_vars=True).items():
+                yield f"average {i} of {name}", tensor.detach()
+        for group in self._optimizer.param_groups:
+            for i, parameter in enumerate(group["params"]):
+                owner = names.get(id(parameter), f"parameter {i}")
+                for key, value in self._optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        yield f"{key} of {owner}", value.detach()
+
+    def forget_optimizer_state(self) -> None:
+        """As before the first step; the optimizer makes its state anew."""
+        self._optimizer.state.clear()
+
+
+class Snapshot:
+    """One copy on the host, and the norms it had. Memory is taken once and used again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self.norms: dict[str, float] = {}
+
+    def take(self, state: TrainingState) -> None:
+        """Copy the state as it is."""
+        now = {name: _local(tensor) for name, tensor in state.tensors().items()}
+        for name, tensor in now.items():
+            kept = self._kept.get(name)
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                pinned = tensor.device.type == "cuda"
+                self._kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
+        self._kept = {name: self._kept[name] for name in now}
+        if now:
+            torch._foreach_copy_(list(self._kept.values()), list(now.values()))
+        self.norms = norms_of(now)
+
+    def restore(self, state: TrainingState) -> None:
+        """Put the copy back."""
+        now = {name: _local(tensor) for name, tensor in state.tensors().items()}
+        if any(" of " in name and name not in self._kept for name in now):
+            state.forget_optimizer_state()
+        names = [name for name in self._kept if name in now]
+        with torch.no_grad():
+            torch._foreach_copy_([now[n] for n in names], [self._kept[n] for n in names])
+
+    def faults(self, state: TrainingState) -> tuple[Culprit, ...]:
+        """What in the state is not finite, or absurdly larger than in this copy; at most 16."""
+        weights, found = state.weights(), list[Culprit]()
+        for name, norm in norms_of(state.tensors()).items():
+            bounded = name in weights
+            limit = max(_ABSURD_FLOOR, _ABSURD_GROWTH * self.norms.get(name, 0.0))
+            if not math.isfinite(norm) or (bounded and norm > limit):
+                found.append(Culprit(name, norm))
+        return tuple(found[:16])
+
+
+def norms_of(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """L2 norm of every floating tensor; one read pass and one read."""
+    floating = {n: _local(t) for n, t in tensors.items() if t.is_floating_point()}
+    if not floating:
+        return {}
+    wide = [
+        t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in floating.values()
+    ]
+    stacked = torch.stack([n.to("cpu", torch.float64) for n in torch._foreach_norm(wide)])
+    return dict(zip(floating, stacked.tolist(), strict=True))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,210 @@
+"""Bad weights, bad moments, bad buffers, a bad learning rate: back to the last good state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from guard.conftest import FOLDED, batch, net, plain_run
+from surefoot.errors import ConfigError, TrainingDiverged
+from surefoot.guard import Guard, Policy
+from surefoot.records import Cause, Event
+from surefoot.testing import State
+
+both = pytest.mark.parametrize("decide", ["host", "device"])
+POLICY = Policy(
+    snapshot_interval=10,
+    snapshot_survives=3,
+    divergence_patience=6,
+    window_warmup=8,
+    rollback_steps=5,
+)
+
+
+class Run:
+    """A regression that converges, so that what a fault costs can be seen in its loss."""
+
+    def __init__(self, decide: str, policy: Policy = POLICY, **settings) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1)
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, fused=True)
+        self.guard = Guard(self.model, self.optimizer, policy=policy, decide=decide, **settings)
+        self.records = []
+        self.step = 0
+
+    def loss(self, step: int, *, rescaled: bool = False) -> torch.Tensor:
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(step))
+        y = x.sum(1, keepdim=True) * (10.0 if rescaled else 1.0)
+        return nn.functional.mse_loss(self.model(x), y)
+
+    def go(self, steps: int, **settings) -> None:
+        for _ in range(steps):
+            with self.guard.autocast():
+                loss = self.loss(self.step, **settings)
+            self.records.append(self.guard.step(loss))
+            self.step += 1
+
+    def events(self) -> list[Event]:
+        self.guard.flush()
+        kinds = (Event.ROLLED_BACK, Event.ROLLBACK_UNDONE)
+        return [e for r in self.records for e in r.events if e in kinds]
+
+    @property
+    def final_loss(self) -> float:
+        return sum(r.loss for r in self.records[-10:]) / 10
+
+
+def poison(run: Run, what: str) -> str:
+    """Damage the state between two steps; returns the name that the record has to give."""
+    with torch.no_grad():
+        if what == "weight NaN":
+            run.model[0].weight[0, 0] = math.nan
+            return "0.weight"
+        if what == "weight 1e30":
+            run.model[3].weight[0, 0] = 1e30
+            return "3.weight"
+        if what == "moment NaN":
+            run.optimizer.state[run.model[0].weight]["exp_avg"][0, 0] = math.nan
+            return "exp_avg of 0.weight"
+        run.model[1].running_var[2] = math.nan
+        return "1.running_var"
+
+
+@both
+@pytest.mark.parametrize("what", ["weight NaN", "weight 1e30", "moment NaN", "buffer NaN"])
+@pytest.mark.parametrize("amp", [None, "fp16"])
+def test_a_damaged_state_is_named_and_put_back(decide, what, amp):
+    clean = Run(decide, amp=amp)
+    clean.go(120)
+    run = Run(decide, amp=amp)
+    run.go(60)
+    name = poison(run, what)
+    run.go(60)
+    assert run.events() == [Event.ROLLED_BACK]
+    told = next(r for r in run.records if Event.ROLLED_BACK in r.events)
+    assert name in [c.name for c in told.culprits]
+    assert "went back to the last good snapshot" in str(told)
+    state = State.of(run.model, run.optimizer).tensors
+    assert all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point())
+    assert run.final_loss < 3 * clean.final_loss
+
+
+@both
+def test_a_learning_rate_a_thousand_times_too_high_costs_some_steps_not_the_run(decide):
+    run = Run(decide)
+    run.go(60)
+    before = run.final_loss
+    for group in run.optimizer.param_groups:
+        group["lr"] *= 1000
+    run.go(5)
+    for group in run.optimizer.param_groups:
+        group["lr"] /= 1000
+    run.go(40)
+    assert run.events() == [Event.ROLLED_BACK]
+    assert run.final_loss < 2 * before
+
+
+@both
+def test_after_a_rollback_the_rates_are_halved_for_a_while_under_any_schedule(decide):
+    run = Run(decide)
+    seen = []
+    run.optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    run.go(40)
+    poison(run, "weight NaN")
+    run.go(20)
+    assert run.events() == [Event.ROLLED_BACK]
+    applied = [r for r in run.records if r.applied]
+    slow = [rate for rate in seen if rate == 5e-3]
+    assert len(slow) in (5, 6)  # on the device one refused step goes through the kernel as well
+    assert seen[-1] == 1e-2
+    assert {r.learning_rates[0] for r in applied} == {1e-2}
+    assert run.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+@both
+def test_going_back_is_undone_when_it_was_the_data_that_changed(decide):
+    run = Run(decide)
+    run.go(250)
+    run.go(60, rescaled=True)
+    assert run.events() == [Event.ROLLED_BACK, Event.ROLLBACK_UNDONE]
+    assert run.guard.state_dict()["recovery"]["rollbacks"] == 0
+    assert run.records[-1].loss < run.records[251].loss
+
+
+@both
+def test_a_healthy_run_is_bit_equal_to_a_plain_loop_across_many_snapshots(decide):
+    model = net()
+    optimizer = FOLDED["adamw"](list(model.parameters()))
+    guard = Guard(model, optimizer, policy=POLICY, decide=decide)
+    records = [
+        guard.step(nn.functional.cross_entropy(model(batch(s)[0]), batch(s)[1])) for s in range(45)
+    ]
+    assert all(r.applied and not r.culprits for r in records)
+    expected = plain_run(FOLDED["adamw"], [[s] for s in range(45)])
+    assert State.of(model, optimizer).differences(State.of(*expected)) == []
+
+
+@both
+def test_rollbacks_are_bounded(decide):
+    run = Run(decide, Policy(**{**POLICY.__dict__, "max_rollbacks": 2}))
+    run.go(20)
+
+    def keep_poisoning() -> None:
+        for _ in range(60):
+            poison(run, "weight NaN")
+            run.go(1)
+
+    with pytest.raises(TrainingDiverged, match="The state went bad 3 times") as stop:
+        keep_poisoning()
+    assert Event.ROLLED_BACK in stop.value.record.events
+
+
+@both
+def test_refusals_alone_are_no_reason_to_go_back(decide):
+    run = Run(decide)
+    run.go(30)
+    run.guard.flush()
+    before = State.of(run.model, run.optimizer)
+    for step in range(12):
+        loss = run.loss(1000 + step) * math.nan
+        assert run.guard.step(loss).cause is Cause.NONFINITE_LOSS
+    run.guard.flush()
+    assert run.events() == []
+    assert State.of(run.model, run.optimizer).differences(before) == []
+
+
+def test_without_snapshots_nothing_is_copied_and_the_run_stops_instead():
+    run = Run("host", Policy(snapshot_interval=0, max_consecutive_refusals=10))
+    run.go(20)
+    poison(run, "weight NaN")
+    with pytest.raises(TrainingDiverged, match="10 steps in a row were refused"):
+        run.go(20)
+
+
+def test_the_average_goes_back_with_the_weights():
+    run = Run("host")
+    average = run.guard.average(torch.optim.swa_utils.AveragedModel(run.model))
+    run.go(40)
+    with torch.no_grad():
+        average.module[0].weight.fill_(math.nan)
+    run.go(20)
+    assert run.events() == [Event.ROLLED_BACK]
+    assert torch.isfinite(average.module[0].weight).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"snapshot_interval": 5, "snapshot_survives": 5}, "snapshot_survives < snapshot_interval"),
+        ({"rollback_rate": 0.0}, r"rollback_rate: in \(0, 1\]"),
+        ({"divergence_patience": 0}, "divergence_patience: at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Policy(**settings)
