@@ -53,15 +53,15 @@ class DemoConfig:
     """Run folder; an earlier demo in it is replaced."""
     seed: int = 0
     """Start of every random sequence: scenes, weights, videos."""
-    steps: int = 2000
-    """Optimizer steps; 2000 take about seven minutes on two cores."""
+    steps: int = 1600
+    """Optimizer steps; 1600 take about six minutes on two cores."""
     videos: int = 20
     """Held-out videos, and as many again to calibrate on, each with an object of its own."""
     frames: int = 32
     """Frames of each video; about a third of them are without the object."""
     n_way: int = 16
     """Objects of a training episode."""
-    epoch_steps: int = 250
+    epoch_steps: int = 200
     """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
