@@ -19,7 +19,7 @@ __all__ = ["SheetFrame", "SheetRow", "draw_contact_sheet", "spread"]
 
 PAPER, CARD, INK, FAINT = "#0f1318", "#1a2028", "#eef1f4", "#8d97a3"
 TRUTH, PREDICTION, ALARM = "#2fd6b5", "#ffb224", "#ff5d5d"
-_MARGIN, _GAP, _CAPTION, _HEADER = 36, 10, 34, 104
+_MARGIN, _GAP, _CAPTION, _STRIP, _HEADER = 36, 10, 34, 22, 104
 _TILE_AREA = 248 * 248
 
 Color = str
@@ -87,14 +87,14 @@ def draw_contact_sheet(rows: Sequence[SheetRow], path: Path, *, title: str, subt
         for row, size in zip(rows, sizes, strict=True)
     ]
     width = max(max(widths, default=0) + 2 * _MARGIN, 720)
-    height = _HEADER + sum(size[1] + _CAPTION + 2 * _GAP for size in sizes) + _MARGIN
+    height = _HEADER + sum(_row_height(size) for size in sizes) + _MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     _header(draw, width, title, subtitle)
     top = _HEADER
     for row, size in zip(rows, sizes, strict=True):
         _row(sheet, draw, row, size, top)
-        top += size[1] + _CAPTION + 2 * _GAP
+        top += _row_height(size)
     sheet.save(path)
 
 
@@ -108,8 +108,12 @@ def _tile_size(row: SheetRow) -> tuple[int, int]:
     return round(side), round(side * height / width)
 
 
+def _row_height(size: tuple[int, int]) -> int:
+    return _CAPTION + size[1] + _STRIP + 2 * _GAP
+
+
 def _photo_side(size: tuple[int, int]) -> int:
-    return (size[1] - 2 * _GAP) // 3
+    return (size[1] + _STRIP - 2 * _GAP) // 3
 
 
 def _header(draw: ImageDraw.ImageDraw, width: int, title: str, subtitle: str) -> None:
@@ -170,8 +174,10 @@ def _tile(frame: SheetFrame, size: tuple[int, int]) -> Image.Image:
         box = frame.box * scale
         _outline(draw, box, PREDICTION if len(frame.truth) else ALARM)
         _score_tag(draw, box, frame, size)
-    _corner_tag(draw, frame, size)
-    return image
+    tile = Image.new("RGB", (size[0], size[1] + _STRIP), CARD)
+    tile.paste(image)
+    _conclusion(ImageDraw.Draw(tile), frame, size)
+    return tile
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
@@ -192,8 +198,8 @@ def _score_tag(
     draw.text((x + 4, y), text, font=font, fill=PAPER)
 
 
-def _corner_tag(draw: ImageDraw.ImageDraw, frame: SheetFrame, size: tuple[int, int]) -> None:
-    """What a person should conclude from the tile, in its lower left corner."""
+def _conclusion(draw: ImageDraw.ImageDraw, frame: SheetFrame, size: tuple[int, int]) -> None:
+    """The frame's number and, below the picture, what a person should conclude from it."""
     if len(frame.truth) and frame.box is not None:
         text, color = f"IoU {frame.iou:.2f}", INK if frame.iou >= 0.5 else ALARM
     elif len(frame.truth):
@@ -202,8 +208,6 @@ def _corner_tag(draw: ImageDraw.ImageDraw, frame: SheetFrame, size: tuple[int, i
         text, color = "false alarm", ALARM
     else:
         text, color = "absent, silent", TRUTH
-    text = f"frame {frame.index}   {text}"
-    font = _font(13)
-    width = draw.textlength(text, font=font) + 12
-    draw.rectangle((0, size[1] - 20, width, size[1]), fill=PAPER)
-    draw.text((6, size[1] - 18), text, font=font, fill=color)
+    font, top = _font(13), size[1] + 3
+    draw.text((9, top), f"frame {frame.index}", font=font, fill=FAINT)
+    draw.text((size[0] - 9 - draw.textlength(text, font=font), top), text, font=font, fill=color)
