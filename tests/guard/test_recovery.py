@@ -178,6 +178,25 @@ def test_refusals_alone_are_no_reason_to_go_back(decide):
     assert State.of(run.model, run.optimizer).differences(before) == []
 
 
+def test_a_model_that_is_only_a_container_is_watched_as_well():
+    run = Run("device")
+    whole = nn.ModuleDict({"model": run.model})
+    run.guard.detach()
+    run.guard = Guard(whole, run.optimizer, policy=POLICY, decide="device")
+    run.go(12)
+    run.guard.flush()
+    before = State.of(run.model, run.optimizer)
+    for _ in range(8):
+        x = torch.full((32, 4), math.nan)
+        assert run.guard.step(run.model(x).square().mean()).refused
+    run.guard.flush()
+    assert State.of(run.model, run.optimizer).differences(before) == []
+    poison(run, "weight NaN")
+    run.go(12)
+    assert run.events() == [Event.ROLLED_BACK]
+    assert all(bool(torch.isfinite(b).all()) for b in run.model.buffers())
+
+
 def test_without_snapshots_nothing_is_copied_and_the_run_stops_instead():
     run = Run("host", Policy(snapshot_interval=0, max_consecutive_refusals=10))
     run.go(20)

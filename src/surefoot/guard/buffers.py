@@ -107,6 +107,13 @@ class BufferKeeper:
             self._marks = self._stamp(buffers)
         return bool(moved)
 
+    @property
+    def copy_is_the_state(self) -> bool:
+        """Whether the copy, and not the buffers, is what the last decided step left: a forward pass
+        may have moved them since.
+        """
+        return self.forward_seen or not self._hook_seen
+
     def named(self, *, before_forward: bool) -> dict[str, Tensor]:
         """The buffers by name: as they are, or the copy from before the last forward pass."""
         tensors = self._kept if before_forward else self._current()

@@ -52,7 +52,7 @@ class Policy:
     snapshot_survives: int = 10
     """Applied steps without trouble before a snapshot counts as good."""
     suspect_after: int = 3
-    """Refusals in a row before the state itself is looked through."""
+    """The state itself is looked through after every so many refusals in a row."""
     divergence_patience: int = 20
     """Steps in a row whose loss is a spike before the run is taken to have diverged."""
     max_rollbacks: int = 5

@@ -62,7 +62,8 @@ class Recovery:
         self._high = self._high + 1 if Event.LOSS_SPIKE in record.events else 0
         self._since_taken += record.applied
         self._slow_steps = max(0, self._slow_steps - record.applied)
-        suspicious = self._refusals == self._policy.suspect_after or self._high == 1
+        often = self._refusals > 0 and self._refusals % self._policy.suspect_after == 0
+        suspicious = often or self._high == 1
         if suspicious or self._since_taken >= self._policy.snapshot_interval:
             faults = self._proven.faults(self._state)
             if self._agree(bool(faults)):

@@ -90,7 +90,7 @@ class Stepper:
             return False
         pending, self._pending = self._pending, None
         pending.resolve()
-        self._state.forward_ahead = self.buffers.forward_seen
+        self._state.forward_ahead = self.buffers.copy_is_the_state
         try:
             self._follow(pending)
         finally:
