@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,18 @@ def test_refused_steps_are_counted_and_stay_out_of_the_mean() -> None:
     assert str(bar).endswith("loss=3, grad=0.5, skipped=2]")
 
 
+def test_a_refused_step_is_told_with_its_cause_and_samples_the_first_five_times() -> None:
+    stream = io.StringIO()
+    bar = EpochBar(title="Epoch 1/1", total=9, stream=stream, now=Clock())
+    for _ in range(8):
+        bar.update(replace(refused(), sample_ids=("a", "b", "c", "d")))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 5
+    assert "refused" in lines[0]
+    assert lines[0].endswith("the loss was NaN or Inf; samples a, b, c and 1 more")
+    assert lines[-1].endswith("further ones are in the journal")
+
+
 def test_a_pipe_gets_whole_lines_once_a_minute_and_at_the_end() -> None:
     stream, now = io.StringIO(), Clock()
     bar = EpochBar(title="Epoch 1/1", total=300, stream=stream, now=now)
@@ -105,18 +118,19 @@ def test_a_summary_has_raw_and_weighted_terms_norms_rates_and_refusals() -> None
     }
     assert (values["loss"], values["grad_norm_mean"], values["grad_norm_max"]) == (3.0, 2.0, 3.0)
     assert values["learning_rates"] == {"support": 1e-5, "rest": 1e-4}
+    assert values["events"] == {"clipped": 1}
     assert values["causes"] == {"nonfinite_loss": 1}
     assert values["host_memory_mb"] > 10
 
 
 def test_the_lines_of_a_summary_name_everything_a_person_looks_for() -> None:
     summary = EpochSummary(["support", "rest"])
-    summary.add(applied(events=(Event.CLIPPED,), loss_scale=1024.0))
+    summary.add(applied(events=(Event.CLIPPED, Event.LOSS_SPIKE), loss_scale=1024.0))
     summary.add(refused(Cause.OVERFLOW))
     text = "\n".join(summary.lines(loss_scale=True, device_memory_mb=512.4))
     assert "loss 2 = bbox 0.5 x 2 = 1  cls 1 x 1 = 1" in text
     assert "(true, before clipping): mean 0.5, max 0.5; clipped 1, refused 1 of 2 steps" in text
-    assert "(1 x overflow)" in text
+    assert "(1 x overflow), loss spike 1" in text
     assert "learning rate: support 1e-05  rest 0.0001 | loss scale 512 | memory: host" in text
     assert "device 512 MB (peak)" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ __all__ = ["EpochBar", "EpochSummary", "clock"]
 
 _TTY_SECONDS, _PIPE_SECONDS = 0.1, 60.0
 _BAR_WIDTH = 20
+_TOLD = 5
 
 
 def clock(seconds: float) -> str:
@@ -41,6 +43,8 @@ class EpochBar:
     ``loss`` is the mean over the epoch so far, ``grad`` the true gradient norm of the last step,
     and ``skipped``, shown when there are any, counts the steps that were refused. On a terminal the
     line is redrawn in place, with a bar; elsewhere it is printed once a minute and at the end.
+
+    A step that was refused or rolled back is told in a line of its own, the first of an epoch.
     """
 
     title: str
@@ -51,7 +55,7 @@ class EpochBar:
     def __post_init__(self) -> None:
         self._started = self._shown = self.now()
         self._done = self._losses = self._skipped = 0
-        self._sum, self._grad = 0.0, math.nan
+        self._sum, self._grad, self._told = 0.0, math.nan, 0
         self._live = self.stream.isatty()
 
     def update(self, record: StepRecord) -> None:
@@ -63,6 +67,8 @@ class EpochBar:
             self._sum += record.loss
         if record.verdict is not Verdict.ACCUMULATED:
             self._grad = record.grad_norm
+        if record.refused or Event.ROLLED_BACK in record.events:
+            self._tell(record)
         pause = _TTY_SECONDS if self._live else _PIPE_SECONDS
         if self._done < self.total and self.now() - self._shown >= pause:
             self._show("" if self._live else "\n")
@@ -71,10 +77,22 @@ class EpochBar:
         """Print the line for the last time."""
         self._show("\n")
 
+    def _tell(self, record: StepRecord) -> None:
+        self._told += 1
+        if self._told > _TOLD:
+            return
+        samples = f"; samples {', '.join(record.sample_ids[:3])}" if record.sample_ids else ""
+        others = f" and {len(record.sample_ids) - 3} more" if len(record.sample_ids) > 3 else ""
+        last = "; further ones are in the journal" if self._told == _TOLD else ""
+        self.stream.write(f"{self._clear}  {record}{samples}{others}{last}\n")
+
+    @property
+    def _clear(self) -> str:
+        return "\r\x1b[2K" if self._live else ""
+
     def _show(self, end: str) -> None:
         self._shown = self.now()
-        start = "\r\x1b[2K" if self._live else ""
-        self.stream.write(start + str(self) + end)
+        self.stream.write(self._clear + str(self) + end)
         self.stream.flush()
 
     def __str__(self) -> str:
@@ -116,8 +134,9 @@ class EpochSummary:
         self._groups = tuple(group_names)
         self._loss, self._norm = _Mean(), _Mean()
         self._terms: dict[str, tuple[_Mean, float]] = {}
-        self._steps = self._applied = self._refused = self._clipped = 0
-        self._causes: dict[str, int] = {}
+        self._steps = self._applied = self._refused = 0
+        self._causes: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
         self._last: StepRecord | None = None
 
     def add(self, record: StepRecord) -> None:
@@ -127,9 +146,9 @@ class EpochSummary:
         self._steps += 1
         self._applied += record.applied
         self._refused += record.refused
-        self._clipped += Event.CLIPPED in record.events
+        self._events.update(event.value for event in record.events)
         if record.refused:
-            self._causes[record.cause.value] = self._causes.get(record.cause.value, 0) + 1
+            self._causes[record.cause.value] += 1
         self._loss.add(record.loss)
         self._norm.add(record.grad_norm)
         for term in record.terms:
@@ -144,7 +163,7 @@ class EpochSummary:
             "applied": self._applied,
             "refused": self._refused,
             "causes": dict(self._causes),
-            "clipped": self._clipped,
+            "events": dict(self._events),
             "loss": self._loss.value,
             "terms": {n: {"raw": m.value, "weight": w} for n, (m, w) in self._terms.items()},
             "grad_norm_mean": self._norm.value,
@@ -167,11 +186,17 @@ class EpochSummary:
             memory += f", device {device_memory_mb:,.0f} MB (peak)"
         scale = f" | loss scale {values['loss_scale']:g}" if loss_scale else ""
         why = ", ".join(f"{count} x {cause}" for cause, count in self._causes.items())
+        clipped = self._events[Event.CLIPPED.value]
+        alarms = "".join(
+            f", {event.value.replace('_', ' ')} {self._events[event.value]}"
+            for event in (Event.LOSS_SPIKE, Event.GRADIENT_SPIKE, Event.ROLLED_BACK)
+            if self._events[event.value]
+        )
         return [
             f"  loss {_short(values['loss'])} = {terms}",
             f"  gradient norm (true, before clipping): mean {_short(values['grad_norm_mean'])}, "
-            f"max {_short(values['grad_norm_max'])}; clipped {self._clipped}, refused "
-            f"{self._refused} of {self._steps} steps{f' ({why})' if why else ''}",
+            f"max {_short(values['grad_norm_max'])}; clipped {clipped}, refused "
+            f"{self._refused} of {self._steps} steps{f' ({why})' if why else ''}{alarms}",
             f"  learning rate: {rates}{scale} | memory: {memory}",
         ]
 
