@@ -356,6 +356,18 @@ def test_accumulation_makes_a_step_of_the_last_partial_window(
     assert verdicts == ["accumulated", "applied", "applied"] * 2
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_trains_and_fp16_tells_its_loss_scale(
+    tmp_path: Path, tiny_config: Callable[..., Any], precision: str
+) -> None:
+    config, said = tiny_config(tmp_path / "a"), io.StringIO()
+    config = replace(config, hardware=replace(config.hardware, precision=precision))
+    train_on_folders(config, stream=said)
+    records = list(JournalReader(tmp_path / "a" / "journal.jsonl").steps())
+    assert all(record.applied for record in records)
+    assert ("loss scale 1024" in said.getvalue()) == (precision == "fp16")
+
+
 def test_one_video_can_be_held_out_by_name(
     videos: Path, tmp_path: Path, tiny_config: Callable[..., Any]
 ) -> None:

@@ -72,9 +72,16 @@ def _write_contact_sheet(
         [_row(detector, video, evaluation, columns) for video in chosen],
         path,
         title="RefDet: three photos in, a box per frame out",
-        subtitle=f"{len(chosen)} of {len(videos)} held-out videos, from the best to the worst; "
-        f"all of them: {evaluation.line()}",
+        subtitle=f"{_some_of(len(chosen), len(videos))}: {evaluation.line()}",
     )
+
+
+def _some_of(shown: int, count: int) -> str:
+    if shown == count == 1:
+        return "The held-out video"
+    if shown == count:
+        return f"The {count} held-out videos, from the best to the worst"
+    return f"{shown} of {count} held-out videos, from the best to the worst; all {count}"
 
 
 def _row(detector: Detector, video: Video, evaluation: Evaluation, columns: int) -> SheetRow:
