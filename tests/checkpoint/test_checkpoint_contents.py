@@ -187,7 +187,7 @@ def test_what_is_no_dense_tensor_is_refused_by_name(
         (Colour.RED, r"\['b'\] \(\S*Colour\)"),
         (Pair(1, 2), r"\['b'\] \(\S*Pair\)"),
         (lambda: 0, r"\['b'\] \(function\)"),
-        (Path("x"), r"\['b'\] \(pathlib\.\w+\)"),
+        (Path("x"), r"\['b'\] \(pathlib\.[\w.]+\)"),
         (torch.Generator(), r"\['b'\] \(torch\._C\.Generator\)"),
         (nn.Linear(1, 1), r"\['b'\] \(torch\.nn\.\S+Linear\)"),
         (iter([]), r"\['b'\] \(list_iterator\)"),
