@@ -11,6 +11,7 @@ from surefoot.guard.clip import (
     ZScoreClip,
 )
 from surefoot.guard.guard import Guard
+from surefoot.guard.memory import Growth, MemoryReading, MemoryWatch
 from surefoot.guard.policy import Policy
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "Attachment",
     "Clip",
     "GroupClip",
+    "Growth",
     "Guard",
+    "MemoryReading",
+    "MemoryWatch",
     "NormClip",
     "PercentileClip",
     "Policy",
