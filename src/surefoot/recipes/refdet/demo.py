@@ -53,8 +53,8 @@ class DemoConfig:
     """Run folder; an earlier demo in it is replaced."""
     seed: int = 0
     """Start of every random sequence: scenes, weights, videos."""
-    steps: int = 1600
-    """Optimizer steps; 1600 take about six minutes on two cores."""
+    steps: int = 1200
+    """Optimizer steps; 1200 take about six minutes on two cores with bfloat16."""
     videos: int = 20
     """Held-out videos, and as many again to calibrate on, each with an object of its own."""
     frames: int = 32
