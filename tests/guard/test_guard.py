@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from guard.conftest import batch, loss_of, net
 from surefoot.errors import ConfigError, UsageError
-from surefoot.guard import Guard, Policy
+from surefoot.guard import AdaptiveClip, Guard, PercentileClip, Policy, ZScoreClip
 from surefoot.records import StepRecord, Verdict
 from surefoot.shapes import LossTerms
 from surefoot.testing import State, bad_gradient
@@ -211,3 +212,33 @@ def test_weight_zero_times_nan_is_no_nan():
     record = guard.step(LossTerms({"good": loss, "off": loss * math.nan}, {"off": 0.0}))
     assert record.applied
     assert math.isnan(record.terms[1].raw)
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts what would stop a GPU: values that are read to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+@pytest.mark.parametrize("clip", [None, 0.1, [AdaptiveClip(), PercentileClip(), ZScoreClip()]])
+def test_a_healthy_step_decided_on_the_device_reads_nothing_back(amp, clip):
+    model = net()
+    guard = Guard(model, fused(model), amp=amp, clip=clip, decide="device", accumulate=2)
+    for step in range(4):
+        guard.step(loss_of(model, *batch(step)))
+    with _HostReads() as reads:
+        for step in range(4, 8):
+            with guard.autocast():
+                loss = loss_of(model, *batch(step))
+            guard.step(loss)
+    assert reads.count == 0
+    with _HostReads() as reads:
+        float(torch.ones(()))
+    assert reads.count == 1

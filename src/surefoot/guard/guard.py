@@ -256,7 +256,8 @@ class Guard:
                 sample_ids=ids,
             )
 
-        return fetch() if total.device.type == "cpu" else LazyRecord(fetch)
+        free = total.device.type == "cpu" and not self._stepper.on_device
+        return fetch() if free else LazyRecord(fetch)
 
 
 def _on_device(optimizer: torch.optim.Optimizer, decide: str, device: torch.device) -> bool:
