@@ -117,32 +117,24 @@ class Stepper:
 
     # -- where reading is free, or the optimizer leaves no choice ---------------------------------
 
-    def _refuse_unmeasured(self, micro: Accumulation, facts: Facts) -> StepRecord:
+    def _read(self, micro: Accumulation, facts: Facts) -> Facts:
         raw, loss = micro.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
+        return replace(
+            facts, loss=float(loss), raw_terms=raw.tolist(), scale=scale, next_scale=scale
+        )
+
+    def _refuse_unmeasured(self, micro: Accumulation, facts: Facts) -> StepRecord:
         facts = replace(
-            facts,
-            loss=float(loss),
-            raw_terms=raw.tolist(),
-            scale=scale,
-            next_scale=scale,
+            self._read(micro, facts),
             backward_skipped=micro.poisoned,
             buffers_moved=self.buffers.restore(),
         )
         return self._follow(self._conclude(facts))
 
     def _decide_on_host(self, micro: Accumulation, measured: Measured, facts: Facts) -> StepRecord:
-        raw, loss = micro.means()
-        scale = 1.0 if self.scale is None else float(self.scale.value)
-        facts = replace(
-            facts,
-            loss=float(loss),
-            raw_terms=raw.tolist(),
-            scale=scale,
-            next_scale=scale,
-            unit=scale * facts.unit,
-            total_norm=float(measured.total),
-        )
+        facts = self._read(micro, facts)
+        facts = replace(facts, unit=facts.scale * facts.unit, total_norm=float(measured.total))
         facts = self._watch_for_spikes(facts)
         if facts.good:
             norm = facts.total_norm / facts.unit
