@@ -11,6 +11,7 @@ from torch import nn
 from guard.conftest import FOLDED, batch, net, plain_run
 from surefoot.errors import ConfigError, TrainingDiverged
 from surefoot.guard import Guard, Policy
+from surefoot.guard.snapshot import Snapshot
 from surefoot.records import Cause, Event
 from surefoot.testing import State
 
@@ -195,6 +196,25 @@ def test_a_model_that_is_only_a_container_is_watched_as_well():
     run.go(12)
     assert run.events() == [Event.ROLLED_BACK]
     assert all(bool(torch.isfinite(b).all()) for b in run.model.buffers())
+
+
+@both
+def test_a_mask_that_holds_infinities_by_design_is_no_fault_and_copied_once(decide, monkeypatch):
+    taken = []
+    take = Snapshot.take
+    monkeypatch.setattr(Snapshot, "take", lambda self, s: (taken.append(1), take(self, s)))
+    run = Run(decide)
+    run.model.register_buffer("mask", torch.full((3, 3), -math.inf))
+    run.guard.detach()
+    run.guard = Guard(run.model, run.optimizer, policy=POLICY, decide=decide)
+    run.go(9)
+    assert len(taken) == 1
+    run.go(31)
+    poison(run, "weight NaN")
+    run.go(12)
+    assert run.events() == [Event.ROLLED_BACK]
+    told = next(r for r in run.records if Event.ROLLED_BACK in r.events)
+    assert "mask" not in [c.name for c in told.culprits]
 
 
 def test_without_snapshots_nothing_is_copied_and_the_run_stops_instead():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,11 +21,13 @@ from surefoot.records import Culprit, Event, StepRecord
 __all__ = ["Recovery", "Trouble"]
 
 
-class Trouble:
+class Trouble(NamedTuple):
     """What was found and done after a step."""
 
-    def __init__(self, event: Event, culprits: tuple[Culprit, ...], *, exhausted: bool) -> None:
-        self.event, self.culprits, self.exhausted = event, culprits, exhausted
+    event: Event
+    culprits: tuple[Culprit, ...] = ()
+    exhausted: bool = False
+    """It was one rollback more than the policy allows."""
 
 
 class Recovery:
@@ -48,11 +50,7 @@ class Recovery:
     def begin(self) -> None:
         """Before the first step: the state one starts from is the first to fall back to."""
         if self._policy.snapshot_interval and self._proven is None:
-            first = self._take()
-            if self._agree(bool(first.faults(self._state))):
-                self._release(first)
-            else:
-                self._proven = first
+            self._proven = self._take()
 
     def after(self, record: StepRecord) -> Trouble | None:
         """Look at a step that is over; the state is the one it left."""
@@ -115,8 +113,7 @@ class Recovery:
             self._proven, old = self._candidate, self._proven
             self._candidate = self._release(old)
         if self._since_taken >= self._policy.snapshot_interval and calm:
-            if self._candidate is not None:
-                self._candidate = self._release(self._candidate)
+            self._candidate = self._release(self._candidate)
             self._candidate, self._since_taken = self._take(), 0
 
     def _release(self, snapshot: Snapshot | None) -> None:
@@ -131,7 +128,7 @@ class Recovery:
         self.rollbacks += 1
         self._slow_steps = self._policy.rollback_steps
         exhausted = self.rollbacks > self._policy.max_rollbacks
-        return Trouble(Event.ROLLED_BACK, faults, exhausted=exhausted)
+        return Trouble(Event.ROLLED_BACK, faults, exhausted)
 
     def _leave_valley(self) -> Trouble:
         """The loss stays far above what it was: go back, but remember from where."""
@@ -156,4 +153,4 @@ class Recovery:
         self._before = self._release(self._before)
         self._high = self._slow_steps = 0
         self.rollbacks -= 1
-        return Trouble(Event.ROLLBACK_UNDONE, (), exhausted=False)
+        return Trouble(Event.ROLLBACK_UNDONE)

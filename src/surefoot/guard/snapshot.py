@@ -96,12 +96,16 @@ class Snapshot:
             torch._foreach_copy_([now[n] for n in names], [self._kept[n] for n in names])
 
     def faults(self, state: TrainingState) -> tuple[Culprit, ...]:
-        """What in the state is not finite, or absurdly larger than in this copy; at most 16."""
+        """What in the state is not finite, or absurdly larger than in this copy; at most 16.
+
+        What was not finite in the copy either is no fault: an attention mask holds -inf by design,
+        and going back would not mend it.
+        """
         weights, found = state.weights(), list[Culprit]()
         for name, norm in norms_of(state.tensors()).items():
-            bounded = name in weights
-            limit = max(_ABSURD_FLOOR, _ABSURD_GROWTH * self.norms.get(name, 0.0))
-            if not math.isfinite(norm) or (bounded and norm > limit):
+            then = self.norms.get(name, 0.0)
+            absurd = name in weights and norm > max(_ABSURD_FLOOR, _ABSURD_GROWTH * then)
+            if math.isfinite(then) and (absurd or not math.isfinite(norm)):
                 found.append(Culprit(name, norm))
         return tuple(found[:16])
 
