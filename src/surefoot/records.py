@@ -7,32 +7,30 @@ It is versioned: a reader of today reads every older version.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from typing import Any, Self
+from textwrap import wrap
+from typing import Any
 
-__all__ = ["RECORD_VERSION", "Cause", "Culprit", "Event", "StepRecord", "TermRecord", "Verdict"]
+from surefoot.faults import Culprit, ForwardFault, Origin, Range, Sentence, TermRecord, plain
 
-RECORD_VERSION = 1
+__all__ = [
+    "RECORD_VERSION",
+    "Cause",
+    "Culprit",
+    "Event",
+    "ForwardFault",
+    "Origin",
+    "Range",
+    "StepRecord",
+    "TermRecord",
+    "Verdict",
+]
 
-
-class _Sentence(Enum):
-    """An enum whose members carry, beside their name in a journal, the sentence a person reads."""
-
-    sentence: str
-
-    def __new__(cls, value: str, sentence: str) -> Self:
-        member = object.__new__(cls)
-        member._value_ = value
-        member.sentence = sentence
-        return member
-
-    def __str__(self) -> str:
-        return self.sentence
+RECORD_VERSION = 2
 
 
-class Verdict(_Sentence):
+class Verdict(Sentence):
     """What became of a call to ``guard.step``."""
 
     APPLIED = "applied", "the optimizer stepped"
@@ -40,7 +38,7 @@ class Verdict(_Sentence):
     ACCUMULATED = "accumulated", "the gradient was added to the window; the step comes later"
 
 
-class Cause(_Sentence):
+class Cause(Sentence):
     """Why a step was refused."""
 
     NONE = "none", "nothing was wrong"
@@ -55,10 +53,11 @@ class Cause(_Sentence):
     )
 
 
-class Event(_Sentence):
+class Event(Sentence):
     """What else happened during a step, beside its verdict."""
 
     CLIPPED = "clipped", "the gradient was longer than the threshold and was shortened to it"
+    RATE_JUMPED = "rate_jumped", "a learning rate is more than ten times what it ever was before"
     LOSS_SPIKE = "loss_spike", "the loss was far above that of the accepted steps"
     GRADIENT_SPIKE = (
         "gradient_spike",
@@ -84,33 +83,6 @@ class Event(_Sentence):
         "buffers_restored",
         "module buffers were put back to what they were before the forward pass",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class TermRecord:
-    """One term of the loss: its raw value, its weight, and the product of the two."""
-
-    name: str
-    raw: float
-    weight: float
-
-    @property
-    def weighted(self) -> float:
-        """What the term adds to the total."""
-        return self.raw * self.weight
-
-
-@dataclass(frozen=True, slots=True)
-class Culprit:
-    """A parameter whose gradient was bad: its name, and the norm that showed it."""
-
-    name: str
-    norm: float
-
-    @property
-    def kind(self) -> str:
-        """``NaN``, ``Inf`` or ``finite``."""
-        return "NaN" if math.isnan(self.norm) else "Inf" if math.isinf(self.norm) else "finite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +112,10 @@ class StepRecord:
     rank: int = field(default_factory=int)
     """Process that says so, 0 where there is only one."""
     events: tuple[Event, ...] = field(default_factory=tuple)
+    fault: ForwardFault | None = field(default_factory=lambda: None)
+    """Where the first bad value came up; None where nobody looked."""
+    bundle: str = field(default_factory=str)
+    """Folder that holds what it takes to run this step again; empty where nothing was kept."""
     version: int = field(default_factory=lambda: RECORD_VERSION)
 
     @property
@@ -159,17 +135,40 @@ class StepRecord:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The samples that the bad value stands in, as far as they could be told apart."""
+        return self.fault.samples if self.fault and self.fault.samples else self.sample_ids
+
     def __str__(self) -> str:
         line = f"step {self.step}: {self.verdict}"
         if self.cause is not Cause.NONE:
             line += f": {self.cause}"
         if self.culprits:
-            named = ", ".join(f"{c.name} ({c.kind})" for c in self.culprits[:3])
-            more = len(self.culprits) - 3
-            line += f" in {named}" + (f" and {more} more" if more > 0 else "")
+            line += f" in {_some([f'{c.name} ({c.kind})' for c in self.culprits])}"
+        if self.fault is not None and self.fault.origin.located:
+            line += f"; {self.fault}"
+        if self.refused:
+            bad = [t.name for t in self.terms if t.bad] if len(self.terms) > 1 else []
+            line += f"; in the term{'s'[: len(bad) - 1]} {_some(bad)}" if bad else ""
+            line += f"; on {_some(self.samples)}" if self.samples else ""
         if Event.ROLLED_BACK in self.events or Event.ROLLBACK_UNDONE in self.events:
             line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
         return line
+
+    def explain(self) -> str:
+        """The whole story, several lines: what, where, by which term, on which samples, what next.
+
+        >>> term = TermRecord("dist", float("nan"), 2.0)
+        >>> print(StepRecord(step=3, verdict=Verdict.REFUSED, cause=Cause.NONFINITE_LOSS,
+        ...                  terms=(term,), sample_ids=("a", "b")).explain())
+        Step 3: the step was refused; everything is as it was before it.
+        Cause       the loss was NaN or Inf
+        Terms       dist  nan x 2
+        Samples     a, b
+        Next        look at the terms that are not finite, and at these samples
+        """
+        return _story(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not finite becomes ``"nan"``, ``"inf"`` or ``"-inf"``.
@@ -179,13 +178,14 @@ class StepRecord:
         True
         """
         values = {f.name: getattr(self, f.name) for f in fields(StepRecord)}
-        values["terms"] = [[t.name, _plain(t.raw), _plain(t.weight)] for t in self.terms]
-        values["culprits"] = [[c.name, _plain(c.norm)] for c in self.culprits]
+        values["terms"] = [t.to_list() for t in self.terms]
+        values["culprits"] = [c.to_list() for c in self.culprits]
+        values["fault"] = None if self.fault is None else self.fault.to_dict()
         values["events"] = [e.value for e in self.events]
         values["verdict"], values["cause"] = self.verdict.value, self.cause.value
         for name in ("learning_rates", "sample_ids"):
-            values[name] = [_plain(v) for v in values[name]]
-        return {name: _plain(value) for name, value in values.items()}
+            values[name] = [plain(v) for v in values[name]]
+        return {name: plain(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StepRecord:
@@ -199,10 +199,15 @@ class StepRecord:
         got["verdict"] = Verdict(got["verdict"])
         got["cause"] = Cause(got.get("cause", "none"))
         got["terms"] = tuple(
-            TermRecord(name, float(raw), float(weight))
-            for name, raw, weight in got.get("terms", ())
+            TermRecord(name, float(raw), float(weight), *map(float, looked_at))
+            for name, raw, weight, *looked_at in got.get("terms", ())
         )
-        got["culprits"] = tuple(Culprit(n, float(v)) for n, v in got.get("culprits", ()))
+        got["culprits"] = tuple(
+            Culprit(name, float(norm), *map(float, looked_at))
+            for name, norm, *looked_at in got.get("culprits", ())
+        )
+        fault = got.get("fault")
+        got["fault"] = None if fault is None else ForwardFault.from_dict(fault)
         got["events"] = tuple(Event(e) for e in got.get("events", ()))
         got["learning_rates"] = tuple(float(v) for v in got.get("learning_rates", ()))
         got["sample_ids"] = tuple(got.get("sample_ids", ()))
@@ -212,8 +217,88 @@ class StepRecord:
         return cls(**got)
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they travel as the strings that ``float`` reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+_UNSAFE_BACKWARD = (
+    "something there is safe forwards and not backwards: sqrt, norm, pow and atan2 have no finite "
+    "gradient at 0, and torch.where lets through the NaN of the branch it does not take; make the "
+    "argument safe before the operation"
+)
+_ASK_FOR_MORE = "; guard.step(loss, recompute=...) finds out which module and which loss term"
+_AFTER_CAUSE = {
+    Cause.NONFINITE_LOSS: "look at the terms that are not finite, and at these samples",
+    Cause.NONFINITE_GRADIENT: _UNSAFE_BACKWARD + _ASK_FOR_MORE,
+    Cause.OVERFLOW: "nothing: now and then this is how the loss scale finds its place",
+    Cause.STALE: "nothing",
+    Cause.SPIKE: "look at these samples; if the level stays it becomes the new one",
+    Cause.NORM_OVERFLOW: "check the learning rate and the scale of the inputs",
+}
+_AFTER_ORIGIN = {
+    Origin.INPUT: "look at these samples: the data is bad before the model sees it (a damaged "
+    "file, a division in a transform)",
+    Origin.LOSS: "look at what the loss function divides by and takes the logarithm or root of",
+    Origin.BACKWARD: _UNSAFE_BACKWARD,
+    Origin.NOT_AGAIN: "something outside the model changes what it computes (an input overwritten "
+    "since, another thread, a faulty device); log the inputs of this step",
+    Origin.NOT_KEPT: "call the model itself in the loop, model(x) and not only parts of it, or "
+    "give guard.step(loss, recompute=...); the next such record says which module it was",
+}
+
+
+def _advice(record: StepRecord) -> str:
+    fault = record.fault
+    if fault is None or fault.origin is Origin.FAILED:
+        return _AFTER_CAUSE.get(record.cause, "")
+    if fault.origin is not Origin.MODULE:
+        more = _ASK_FOR_MORE if fault.origin is Origin.BACKWARD and not fault.kind else ""
+        return _AFTER_ORIGIN[fault.origin] + more
+    if fault.state:
+        return "the state is bad, not the data: find the step that made it so, or go back behind it"
+    if fault.before:
+        return f"look at what {fault.where} computes before it calls {fault.before}"
+    return (
+        f"look at what {fault.where} divides by, takes the logarithm or root of or raises e to, "
+        "and make that safe; where it only overflows, run it in float32"
+    )
+
+
+def _story(record: StepRecord) -> str:
+    fault, lines = record.fault, [("Cause", str(record.cause))] if record.refused else []
+    if fault is not None:
+        lines.append(("Where", str(fault)))
+        lines += [("  given", str(fault.given))] if fault.given.known else []
+        lines += [("  made", str(fault.made))] if fault.made.known else []
+        if record.micro_batches > 1:
+            lines.append(("", f"micro-batch {fault.micro_batch + 1} of {record.micro_batches}"))
+    width = max((len(t.name) for t in record.terms), default=0)
+    lines += [("Terms", f"{t.name:{width}}  {_term(t)}") for t in record.terms]
+    width = max((len(c.name) for c in record.culprits), default=0)
+    lines += [("Gradients", f"{c.name:{width}}  {_culprit(c)}") for c in record.culprits]
+    lines += [("Samples", _some(record.samples))] if record.samples else []
+    lines += [("Events", "; ".join(map(str, record.events)))] if record.events else []
+    lines += [("Kept", record.bundle)] if record.bundle else []
+    lines += [("Next", _advice(record))] if record.refused else []
+    told, before = [f"Step {record.step}: {record.verdict}."], ""
+    for label, text in lines:
+        head = f"{'' if label == before else label:10}  "
+        told += wrap(text, 100, initial_indent=head, subsequent_indent=" " * 12)
+        before = label
+    return "\n".join(told)
+
+
+def _term(term: TermRecord) -> str:
+    text = f"{term.raw:.4g} x {term.weight:g}"
+    if math.isinf(term.grad_norm):
+        return f"{text}, its gradient is not finite"
+    if math.isnan(term.grad_norm):
+        return text
+    cosine = "" if math.isnan(term.cosine) else f", {term.cosine:+.2f} along the total"
+    return f"{text}, gradient {term.grad_norm:.4g}{cosine}"
+
+
+def _culprit(culprit: Culprit) -> str:
+    size = f"norm {culprit.norm:.4g}" if culprit.kind == "finite" else culprit.kind
+    return f"{size}; {culprit.range}" if culprit.range.known else size
