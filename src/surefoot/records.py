@@ -79,6 +79,10 @@ class Event(Sentence):
     SCALE_GREW = "scale_grew", "the loss scale was raised"
     SCALE_AT_FLOOR = "scale_at_floor", "the loss scale stands at its floor"
     BACKWARD_SKIPPED = "backward_skipped", "the loss was not finite, so backward was not run"
+    BUFFERS_MENDED = (
+        "buffers_mended",
+        "module buffers were NaN or Inf though no step here had made them so; they were put back",
+    )
     BUFFERS_RESTORED = (
         "buffers_restored",
         "module buffers were put back to what they were before the forward pass",

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import surefoot
-from guard.conftest import ALL, OptimizerMaker, batch, loss_of, net, plain_run
+from guard.conftest import ALL, FOLDED, OptimizerMaker, batch, loss_of, net, plain_run
 from surefoot.errors import TrainingDiverged, UsageError
 from surefoot.guard import Policy
 from surefoot.records import Cause
+from surefoot.shapes import LossTerms
 from surefoot.testing import State, bad_gradient
 
 
@@ -150,14 +151,98 @@ def test_a_step_without_any_gradient_is_the_loops_own_business():
     assert attachment.last is None
 
 
-def test_attaching_twice_and_closures_are_errors():
+def test_what_cannot_be_guarded_is_named():
     model = net()
     optimizer = torch.optim.AdamW(model.parameters())
     surefoot.attach(optimizer, model)
     with pytest.raises(UsageError, match="guarded already; detach"):
         surefoot.attach(optimizer, model)
-    with pytest.raises(UsageError, match=r"optimizer.step\(closure\) computes its gradients"):
-        optimizer.step(lambda: loss_of(model, *batch(0)))
+    with pytest.raises(UsageError, match="LBFGS computes gradients many times inside one step"):
+        surefoot.attach(torch.optim.LBFGS(model.parameters()), model)
+    with pytest.raises(UsageError, match=r"a torch.optim.Optimizer was expected, not Sequential"):
+        surefoot.attach(model, model)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-foreach", "sgd-momentum-loop"])
+@pytest.mark.parametrize("keyword", [True, False])
+def test_gradients_from_a_closure_are_judged_before_the_step_and_the_loss_is_known(name, keyword):
+    make: OptimizerMaker = ALL[name]
+    model = net()
+    optimizer = make(list(model.parameters()))
+    said = []
+    surefoot.attach(optimizer, model, on_record=said.append)
+
+    def closure(step: int) -> torch.Tensor:
+        optimizer.zero_grad()
+        images, labels = batch(step)
+        loss = loss_of(model, images * (math.nan if step == 1 else 1.0), labels)
+        loss.backward()
+        return loss
+
+    for step in range(4):
+        run = lambda step=step: closure(step)  # noqa: E731
+        loss = optimizer.step(closure=run) if keyword else optimizer.step(run)
+        assert loss is not None
+    assert [r.verdict.value for r in said] == ["applied", "refused", "applied", "applied"]
+    assert said[1].cause is Cause.NONFINITE_LOSS
+    assert said[3].loss == pytest.approx(loss.item())
+    optimizer.zero_grad()
+    expected = plain_run(make, [[0], [2], [3]])
+    assert State.of(model).differences(State.of(expected[0])) == []
+
+
+class _Wrapped(torch.optim.Optimizer):
+    """As frameworks wrap one: a step of its own, without hooks, that calls the inner one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> None:  # type: ignore[override]
+        self.optimizer.step()
+
+
+def test_the_optimizer_inside_a_frameworks_wrapper_is_found():
+    model = net()
+    inner = torch.optim.AdamW(model.parameters())
+    attachment = surefoot.attach(_Wrapped(inner), model)
+    their_loop(model, inner, [0, 1], bad=(0,))
+    assert (attachment.tally.applied, attachment.tally.refused) == (1, 1)
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_the_device_side_says_the_same_and_says_it_at_the_next_step(decide):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    said = []
+    attachment = surefoot.attach(optimizer, model, clip=0.5, on_record=said.append, decide=decide)
+    their_loop(model, optimizer, range(4), bad=(1,))
+    assert len(said) == (4 if decide == "host" else 3)
+    assert (attachment.tally.applied, attachment.tally.refused) == (3, 1)
+    assert [r.verdict.value for r in said] == ["applied", "refused", "applied", "applied"]
+    assert [c.name for c in said[1].culprits] == ["4.weight"]
+    attachment.detach()
+    expected = plain_run(FOLDED["adamw"], [[0], [2], [3]], clip=0.5)
+    for ours, theirs in zip(model.parameters(), expected[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+
+
+def test_an_observed_loss_is_in_the_record_with_its_terms_and_samples():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    attachment = surefoot.attach(optimizer, model)
+    for micro in range(2):
+        loss = loss_of(model, *batch(micro))
+        terms = LossTerms({"class": loss, "zero": loss * 0.0}, {"class": 2.0})
+        attachment.observe(terms, sample_ids=[f"image {micro}"])
+        (terms.total / 2).backward()
+    optimizer.step()
+    record = attachment.last
+    assert record is not None
+    assert [t.name for t in record.terms] == ["class", "zero"]
+    assert record.loss == pytest.approx(2 * record.terms[0].raw)
+    assert (record.sample_ids, record.micro_batches) == (("image 0", "image 1"), 2)
+    with pytest.raises(UsageError, match=r"the loss has shape \(8,\); a scalar was expected"):
+        attachment.observe(torch.ones(8))
 
 
 def test_refusals_are_bounded_here_too():

@@ -82,9 +82,11 @@ class Accumulation:
         self.poisoned = True
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Means over the micro-batches: the raw terms, and the total."""
+        """Means over the micro-batches: the raw terms, and the total; of a loss that nobody told,
+        no terms and NaN.
+        """
         if self.raw is None or self.total is None:
-            raise UsageError("guard: the window is empty.")
+            return torch.empty(0), torch.full((), torch.nan)
         if self.micro_batches == 1:
             return self.raw, self.total
         return self.raw / self.micro_batches, self.total / self.micro_batches

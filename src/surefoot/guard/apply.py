@@ -9,14 +9,25 @@ called at all for a refused step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from surefoot.errors import UsageError
+from surefoot.errors import ConfigError, UsageError
 
-__all__ = ["apply_folded", "apply_plain", "folds", "seed_momentum"]
+__all__ = [
+    "Hand",
+    "OwnStep",
+    "apply_folded",
+    "apply_plain",
+    "decides_on_device",
+    "divide",
+    "folds",
+    "seed_momentum",
+]
 
 # Exact classes: a subclass may override step() and lose what the kernel promises.
 _FOLDING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -34,6 +45,81 @@ def folds(optimizer: torch.optim.Optimizer) -> bool:
         and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         and all(group.get("fused") for group in optimizer.param_groups)
     )
+
+
+def decides_on_device(optimizer: torch.optim.Optimizer, decide: str, device: torch.device) -> bool:
+    """Whether the verdict falls on the device: ``"auto"`` takes it where it can, not on the CPU.
+
+    Raises:
+        ConfigError: a word that is none of the three, or an optimizer that leaves no choice.
+    """
+    if decide not in ("auto", "host", "device"):
+        raise ConfigError(f"decide={decide!r}: 'auto', 'host' or 'device'.")
+    can = folds(optimizer)
+    if decide == "device" and not can:
+        raise ConfigError(
+            f"decide='device': {type(optimizer).__name__} cannot be refused on the device; that "
+            "takes Adam, AdamW, SGD or Adagrad with fused=True in every group."
+        )
+    return can and (decide == "device" or (decide == "auto" and device.type != "cpu"))
+
+
+class Hand(Protocol):
+    """Carries a verdict out. ``unit`` is the factor by which the gradients in memory are larger
+    than the true one, ``divisor`` what clipping divides the true one by.
+    """
+
+    def apply(self, gradients: Sequence[Tensor], divisor: float, unit: float) -> None:
+        """The host knows that the step is good."""
+        ...
+
+    def refuse(self) -> None:
+        """The host knows that it is not."""
+        ...
+
+    def leave_to_device(self, divisor: Tensor | None, unit: Tensor | float, bad: Tensor) -> None:
+        """The device knows, ``bad`` says it there; no divisor: nothing is clipped."""
+        ...
+
+
+class OwnStep:
+    """The hand of a loop of one's own: calls ``optimizer.step()``.
+
+    Args:
+        optimizer: the one to step.
+        rates: opened around the step; learning rates are lower in it after a rollback.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, rates: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._optimizer, self._rates, self._folds = optimizer, rates, folds(optimizer)
+
+    def apply(self, gradients: Sequence[Tensor], divisor: float, unit: float) -> None:
+        """See :class:`Hand`."""
+        divisor *= unit
+        with self._rates():
+            if not self._folds:
+                apply_plain(self._optimizer, gradients, divisor)
+            elif divisor == 1.0:
+                apply_folded(self._optimizer, divisor=None, refuse=None)
+            else:
+                tensor = torch.full((), divisor, device=gradients[0].device)
+                apply_folded(self._optimizer, divisor=tensor, refuse=None)
+
+    def refuse(self) -> None:
+        """See :class:`Hand`."""
+
+    def leave_to_device(self, divisor: Tensor | None, unit: Tensor | float, bad: Tensor) -> None:
+        """See :class:`Hand`."""
+        plain = divisor is None and isinstance(unit, float) and unit == 1.0
+        whole = None if plain else torch.as_tensor(unit, device=bad.device)
+        if whole is not None and divisor is not None:
+            whole = whole * divisor
+        with self._rates():
+            apply_folded(
+                self._optimizer, divisor=None if whole is None else whole.float(), refuse=bad
+            )
 
 
 def apply_folded(
@@ -67,13 +153,18 @@ def apply_plain(
     """Divide the gradients in place where needed, then step."""
     _refuse_stale(optimizer)
     if divisor != 1.0:
-        dense = [g for g in gradients if g.layout == torch.strided]
-        if dense:
-            torch._foreach_div_(dense, divisor)
-        for gradient in gradients:
-            if gradient.layout != torch.strided:
-                gradient.div_(divisor)
+        divide(gradients, divisor)
     optimizer.step()
+
+
+def divide(gradients: Sequence[Tensor], divisor: float) -> None:
+    """Divide in place, of any layout."""
+    dense = [g for g in gradients if g.layout == torch.strided]
+    if dense:
+        torch._foreach_div_(dense, divisor)
+    for gradient in gradients:
+        if gradient.layout != torch.strided:
+            gradient.div_(divisor)
 
 
 def seed_momentum(optimizer: torch.optim.Optimizer) -> bool:

@@ -39,6 +39,11 @@ class LazyRecord(StepRecord):
     def __init__(self, fetch: Callable[[], StepRecord]) -> None:
         object.__setattr__(self, "_fetch", fetch)
 
+    @property
+    def pending(self) -> bool:
+        """Whether its values have not been read yet."""
+        return "_fetch" in self.__dict__
+
     def resolve(self) -> None:
         """Read the values now, once."""
         fetch: Callable[[], StepRecord] | None = self.__dict__.pop("_fetch", None)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from surefoot.errors import UsageError
-from surefoot.guard.apply import folds, seed_momentum
-from surefoot.guard.arrival import Arrival, LazyRecord
-from surefoot.guard.blame import all_finite
-from surefoot.guard.buffers import BufferKeeper
+from surefoot.guard.accumulation import Accumulation
+from surefoot.guard.apply import decides_on_device
+from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
-from surefoot.guard.measure import Measured, ParameterTable
+from surefoot.guard.hooked import HookedStep
 from surefoot.guard.policy import Policy
-from surefoot.guard.shorten import Shortener
-from surefoot.guard.verdict import Facts, Tally, escalate, learning_rates, record_of
+from surefoot.guard.scale import ForeignScale
+from surefoot.guard.scaler_watch import ScalerWatch
+from surefoot.guard.stepper import Stepper, trains_together
+from surefoot.guard.verdict import Tally
 from surefoot.records import StepRecord
+from surefoot.shapes import LossTerms
 
 __all__ = ["Attachment", "attach"]
 
@@ -33,21 +34,30 @@ def attach(
     *,
     clip: float | Clip | Sequence[Clip] | None = None,
     policy: Policy | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     on_record: Callable[[StepRecord], object] | None = None,
+    decide: Literal["auto", "host", "device"] = "auto",
 ) -> Attachment:
     """Guard every ``optimizer.step()`` from here on, whoever calls it.
 
     A step whose gradients are not finite leaves weights, optimizer state and the model's buffers
-    as they were; the loop that called it goes on. Works for every torch optimizer, with and without
-    a GradScaler, because torch leaves a parameter without gradient alone.
+    as they were, and a state that has gone bad goes back to the last good one; the loop that called
+    it goes on. Works for every torch optimizer, because torch leaves a parameter without gradient
+    alone, and with ``optimizer.step(closure)``.
 
     Args:
-        optimizer: the one that the loop steps.
+        optimizer: the one that the loop steps; a framework's wrapper around it will do.
         model: gives parameters their names and buffers their protection; without it parameters are
             numbered and buffers are on their own.
         clip: as for :class:`~surefoot.guard.Guard`; None leaves clipping to the loop.
         policy: what happens when something is wrong.
+        scaler: the loop's GradScaler. It works without being told; told, its skipped steps are
+            recorded as well, and calls in the wrong order are answered with the line to move.
         on_record: called with the record of every step, e.g. ``journal.write``.
+        decide: as for :class:`~surefoot.guard.Guard`.
+
+    Raises:
+        UsageError: no torch optimizer, one that is guarded already, or ``LBFGS``.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters())
@@ -58,11 +68,28 @@ def attach(
     step 0: the step was refused; everything is as it was before it: a gradient was NaN or Inf in \
 weight (Inf)
     """
-    if _KEY in optimizer.__dict__:
+    inner = _innermost(optimizer)
+    if isinstance(inner, torch.optim.LBFGS):
+        raise UsageError(
+            "surefoot.attach: LBFGS computes gradients many times inside one step, where nothing "
+            "can be judged beforehand. Use another optimizer, or Guard around each evaluation."
+        )
+    if _KEY in inner.__dict__:
         raise UsageError(
             "surefoot.attach: this optimizer is guarded already; detach() the first attachment."
         )
-    return Attachment(optimizer, model or nn.Module(), as_clip(clip), policy or Policy(), on_record)
+    model, policy = model or nn.Module(), policy or Policy()
+    stepper = Stepper(
+        model,
+        inner,
+        clip=as_clip(clip),
+        policy=policy,
+        on_device=decides_on_device(inner, decide, inner.param_groups[0]["params"][0].device),
+        together=trains_together(model) or _several_ranks(),
+        repair=True,
+    )
+    scale = ForeignScale(inner, scaler, policy, stepper.table.device)
+    return Attachment(stepper, scale, scaler, on_record)
 
 
 class Attachment:
@@ -70,23 +97,24 @@ class Attachment:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
-        model: nn.Module,
-        clip: Clip | None,
-        policy: Policy,
+        stepper: Stepper,
+        scale: ForeignScale,
+        scaler: torch.amp.GradScaler | None,
         on_record: Callable[[StepRecord], object] | None,
     ) -> None:
-        self._optimizer, self._policy, self._on_record = optimizer, policy, on_record
-        self._table = ParameterTable(model, optimizer)
-        self._buffers = BufferKeeper(model, repair=True)
-        self._shortener = Shortener(clip, self._table)
-        self._folds = folds(optimizer)
-        self._on_device = self._folds and self._table.device.type != "cpu"
-        self._hidden: list[tuple[Tensor, Tensor]] = []
-        self._borrowed: dict[str, Tensor | None] = {}
-        self._pending: LazyRecord | None = None
-        self.tally = Tally()
+        self._stepper, self._on_record = stepper, on_record
+        self._scale = stepper.scale = scale
+        optimizer = stepper.optimizer
+        self._hand = HookedStep(optimizer, stepper.table, lambda: stepper.recovery.rates(optimizer))
+        stepper.hand = self._hand
+        self._window = Accumulation()
+        self._under_way: StepRecord | None = None
+        self._unsaid: StepRecord | None = None
         self.last: StepRecord | None = None
+        """Of the last step; on a GPU its values are read when they are first looked at."""
+        self._scaler_watch = None
+        if scaler is not None and scaler.is_enabled():
+            self._scaler_watch = ScalerWatch(scaler, stepper.table, self._scaler_skipped)
         optimizer.__dict__[_KEY] = self
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -95,147 +123,148 @@ class Attachment:
             optimizer.register_load_state_dict_pre_hook(self._load),
         ]
 
+    @property
+    def tally(self) -> Tally:
+        """How many steps were applied and refused so far."""
+        self._settle()
+        return self._stepper.tally
+
+    def observe(self, loss: Tensor | LossTerms | float, *, sample_ids: Sequence[str] = ()) -> None:
+        """Tell the loss of a micro-batch before its step, which no hook can see.
+
+        Then records carry it, and spikes and divergence are judged by it instead of by the
+        gradient's norm alone. Of ``optimizer.step(closure)`` the loss is known without it.
+
+        Args:
+            loss: a scalar, or named terms; it is not changed.
+            sample_ids: names of the batch's samples; the record carries them.
+        """
+        with torch.no_grad():
+            terms = loss if isinstance(loss, LossTerms) else _as_terms(loss)
+            self._window.add(terms, terms.total, sample_ids)
+
     def detach(self) -> None:
         """Take every hook off; optimizer and model are as they were before :func:`attach`."""
+        self._hand.put_back()
         self._settle()
         for handle in self._handles:
             handle.remove()
-        self._buffers.remove()
-        self._optimizer.__dict__.pop(_KEY, None)
+        if self._scaler_watch is not None:
+            self._scaler_watch.remove()
+        self._stepper.buffers.remove()
+        self._stepper.optimizer.__dict__.pop(_KEY, None)
 
     # -- the step, from the hooks -----------------------------------------------------------------
 
-    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if any(callable(a) for a in (*args, *kwargs.values())):
-            raise UsageError(
-                "surefoot.attach: optimizer.step(closure) computes its gradients inside the step, "
-                "where nothing can be judged beforehand. Run the closure first, then step()."
-            )
-        self._put_back()  # what a step that raised left behind
-        self._settle()
-        if all(p.grad is None for p in self._table.parameters):
-            return
-        measured = self._table.measure()
-        scale = optimizer.__dict__.get("grad_scale")  # a GradScaler leaves unscaling to the kernel
-        if self._on_device and seed_momentum(optimizer):
-            self._decide_on_device(measured, scale)
-        else:
-            self._decide_on_host(measured, 1.0 if scale is None else float(scale))
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        self._hand.put_back()  # what a step that raised left behind
+        changed = self._run_closure(args, kwargs)
+        if self._scaler_watch is not None:
+            self._scaler_watch.reached = True
+        self._judge()
+        return changed
+
+    def _run_closure(self, args: Any, kwargs: Any) -> Any:
+        """Gradients that are computed inside the step are computed now; the step gets the loss."""
+        closures = [a for a in (*args, *kwargs.values()) if callable(a)]
+        if not closures:
+            return None
+        with torch.enable_grad():
+            loss = closures[0]()
+        if isinstance(loss, float) or (isinstance(loss, Tensor) and loss.numel() == 1):
+            self.observe(loss)
+        known = lambda a: (lambda: loss) if callable(a) else a  # noqa: E731
+        return tuple(map(known, args)), {name: known(a) for name, a in kwargs.items()}
+
+    def _judge(self) -> None:
+        stale = self._settle()
+        window, self._window = self._window, Accumulation()
+        if any(p.grad is not None for p in self._stepper.table.parameters):
+            self._under_way = self._stepper.decide(window, window.micro_batches or 1, stale=stale)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._put_back()
-        self._buffers.window_closed()
+        self._hand.put_back()
+        record, self._under_way = self._under_way, None
+        if record is None:
+            return
+        try:
+            self._stepper.follow(record)
+        finally:
+            self.last = self._unsaid = record
+            if not (isinstance(record, LazyRecord) and record.pending):
+                self._say()
+            self._stepper.buffers.window_closed()
 
-    def _facts(self, **known: Any) -> Facts:
-        number, self.tally.step = self.tally.step, self.tally.step + 1
-        rates = learning_rates(self._optimizer)
-        return Facts(step=number, learning_rates=rates, loss_votes=False, **known)
+    def _scaler_skipped(self) -> None:
+        self._scale.skipped = True
+        try:
+            self._judge()
+        finally:
+            self._scale.skipped = False
+        self._after(None, (), {})
 
-    def _decide_on_host(self, measured: Measured, scale: float) -> None:
-        facts = self._facts(total_norm=float(measured.total), unit=scale, scale=scale)
-        if facts.good:
-            norm = facts.total_norm / scale
-            divisor, effective = self._shortener.on_host(measured, norm, scale)
-            self._shortener.learn(norm, good=True)
-            if divisor != 1.0:
-                self._divide(measured, divisor, scale)
-            facts = replace(facts, clip_divisor=effective)
-        else:
-            facts = replace(
-                facts,
-                norms=measured.norms.tolist(),
-                names=[self._table.names[i] for i in measured.indices],
-                elements_finite=all_finite(measured.gradients),
-                buffers_moved=self._buffers.restore(),
-            )
-            self._hide()
-        self._say(self._conclude(facts))
+    def _settle(self) -> bool:
+        """Follow the step whose verdict is still on its way; True if that was a rollback."""
+        try:
+            return self._stepper.settle()
+        finally:
+            self._say()
 
-    def _divide(self, measured: Measured, divisor: float, scale: float) -> None:
-        if self._folds:
-            self._lend("grad_scale", torch.full_like(measured.total, divisor * scale).float())
-        else:
-            torch._foreach_div_(measured.gradients, divisor)
-
-    def _decide_on_device(self, measured: Measured, scale: Tensor | None) -> None:
-        total = measured.total.float()
-        one = torch.ones_like(total)
-        unit = one if scale is None else scale.to(total.device)
-        good = total / unit < math.inf
-        shortened = self._shortener.on_device(measured, total / unit, unit)
-        found: Tensor | None = self._optimizer.__dict__.get("found_inf")
-        bad = ~good if found is None else ~good | (found > 0)
-        self._shortener.learn(total / unit, ~bad)
-        self._lend("found_inf", bad.float())
-        if self._shortener.clip is not None:
-            self._lend("grad_scale", (shortened.divisor * unit).float())
-        moved = self._buffers.restore(bad)
-        arrival = Arrival(
-            torch.cat([torch.stack([total, unit, shortened.effective]), measured.norms.float()])
-        )
-        facts = self._facts(
-            names=[self._table.names[i] for i in measured.indices], buffers_moved=moved
-        )
-
-        def fetch() -> StepRecord:
-            values = arrival.read()
-            total, unit, divisor = values[:3]
-            landed = replace(
-                facts,
-                total_norm=total,
-                unit=unit,
-                scale=unit,
-                clip_divisor=divisor,
-                norms=values[3:],
-            )
-            return self._conclude(landed)
-
-        self._pending = LazyRecord(fetch)
-        self.last = self._pending
-
-    def _conclude(self, facts: Facts) -> StepRecord:
-        self.tally.count(good=facts.good)
-        return record_of(facts, self.tally)
-
-    def _settle(self) -> None:
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._say(pending)
-
-    def _say(self, record: StepRecord) -> None:
-        self.last = record
-        if self._on_record is not None:
+    def _say(self) -> None:
+        record, self._unsaid = self._unsaid, None
+        if record is not None and self._on_record is not None:
             self._on_record(record)
-        escalate(record, self.tally, self._policy)
 
-    # -- how the step is held back ----------------------------------------------------------------
-
-    def _hide(self) -> None:
-        """Without gradients the step that follows does nothing, whatever optimizer it is."""
-        self._hidden = [(p, p.grad) for p in self._table.parameters if p.grad is not None]
-        for parameter, _ in self._hidden:
-            parameter.grad = None
-
-    def _lend(self, name: str, value: Tensor) -> None:
-        self._borrowed[name] = self._optimizer.__dict__.get(name)
-        setattr(self._optimizer, name, value)
-
-    def _put_back(self) -> None:
-        for parameter, gradient in self._hidden:
-            parameter.grad = gradient
-        for name, value in self._borrowed.items():
-            if value is None:
-                self._optimizer.__dict__.pop(name, None)
-            else:
-                setattr(self._optimizer, name, value)
-        self._hidden, self._borrowed = [], {}
-
-    # -- the counters travel in the optimizer's own checkpoint -------------------------------------
+    # -- the guard's state travels in the optimizer's own checkpoint -------------------------------
 
     def _save(self, optimizer: Any, state: dict[str, Any]) -> None:
         self._settle()
-        state[_KEY] = {"version": 1, "tally": asdict(self.tally)}
+        state[_KEY] = {
+            "version": 2,
+            "tally": asdict(self._stepper.tally),
+            "spikes": self._stepper.spikes.state_dict(),
+            "clip": self._stepper.shortener.state_dict(),
+            "recovery": self._stepper.recovery.state_dict(),
+        }
 
     def _load(self, optimizer: Any, state: dict[str, Any]) -> None:
-        if _KEY in state:
-            self.tally = Tally(**state[_KEY]["tally"])
+        saved = state.get(_KEY)
+        if saved is None:
+            return
+        self._settle()
+        stepper = self._stepper
+        stepper.tally = Tally(**saved["tally"])
+        if saved["version"] >= 2:
+            stepper.spikes.load_state_dict(saved["spikes"])
+            stepper.shortener.load_state_dict(saved["clip"])
+            stepper.recovery.load_state_dict(saved["recovery"])
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer whose ``step`` runs the hooks, out of a framework's wrapper."""
+    for name in ("optimizer", "_optimizer"):
+        inner = getattr(optimizer, "__dict__", {}).get(name)
+        if isinstance(inner, torch.optim.Optimizer):
+            return _innermost(inner)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(
+            f"surefoot.attach: a torch.optim.Optimizer was expected, not {type(optimizer).__name__}"
+            "; attach before it is wrapped."
+        )
+    return optimizer
+
+
+def _several_ranks() -> bool:
+    """In somebody else's loop nothing but this tells that ranks share their gradients."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return ready and torch.distributed.get_world_size() > 1
+
+
+def _as_terms(loss: Tensor | float) -> LossTerms:
+    tensor = loss if isinstance(loss, Tensor) else torch.tensor(float(loss))
+    if tensor.numel() != 1:
+        raise UsageError(
+            f"attachment.observe: the loss has shape {tuple(tensor.shape)}; a scalar was expected. "
+            "Reduce it with .mean() or .sum() first."
+        )
+    return LossTerms({"loss": tensor.reshape(())}, {})

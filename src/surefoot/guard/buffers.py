@@ -44,6 +44,7 @@ class BufferKeeper:
                     self._names.append(f"{path}.{name}" if path else name)
         self._kept = [b.detach().clone() for b in self._current()]
         self._marks = self._stamp(self._current())
+        self._mended: dict[str, Tensor] = {}
         self.forward_seen = self._hook_seen = False
         self._handle = model.register_forward_pre_hook(self._before_forward)
 
@@ -70,8 +71,20 @@ class BufferKeeper:
         with torch.no_grad():
             for i in self._moved(buffers):
                 if buffers[i].is_floating_point() and _alike(self._kept[i], buffers[i]):
-                    bad = ~torch.isfinite(buffers[i]).all()
+                    # What is not finite in the copy either is so by design, as an attention mask.
+                    bad = torch.isfinite(self._kept[i]).all() & ~torch.isfinite(buffers[i]).all()
                     buffers[i].copy_(torch.where(bad, self._kept[i], buffers[i]))
+                    name = self._names[i]
+                    self._mended[name] = bad | self._mended.get(name, bad)
+
+    def mended(self) -> tuple[tuple[str, ...], Tensor]:
+        """Names of the buffers that were looked at since this was last asked, and a 1-d bool that
+        says on the device which of them had to be put back.
+        """
+        found, self._mended = self._mended, {}
+        if not found:
+            return (), torch.zeros(0, dtype=torch.bool)
+        return tuple(found), torch.stack(list(found.values()))
 
     def capture(self) -> None:
         """Copy the buffers that may have moved since the last copy."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from surefoot.errors import ConfigError, UsageError
 from surefoot.guard.accumulation import Accumulation, as_terms
-from surefoot.guard.apply import folds
+from surefoot.guard.apply import decides_on_device
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
-from surefoot.guard.stepper import Stepper
+from surefoot.guard.stepper import Stepper, trains_together
 from surefoot.guard.verdict import Tally
 from surefoot.records import StepRecord, Verdict
 from surefoot.shapes import LossTerms
@@ -82,10 +82,12 @@ class Guard:
             model,
             optimizer,
             clip=as_clip(clip),
-            scale=LossScale(self.policy, device) if amp == "fp16" else None,
             policy=self.policy,
-            on_device=_on_device(optimizer, decide, device),
+            on_device=decides_on_device(optimizer, decide, device),
+            together=trains_together(model),
         )
+        self._scale = LossScale(self.policy, device) if amp == "fp16" else None
+        self._stepper.scale = self._scale
         self._window = Accumulation()
         self._last_batch = False
 
@@ -207,14 +209,13 @@ class Guard:
                 "or call guard.flush() first."
             )
         self._stepper.settle()
-        scale = self._stepper.scale
         return {
             "version": 1,
             "tally": asdict(self._stepper.tally),
             "spikes": self._stepper.spikes.state_dict(),
             "clip": self._stepper.shortener.state_dict(),
             "recovery": self._stepper.recovery.state_dict(),
-            "scale": None if scale is None else scale.state_dict(),
+            "scale": None if self._scale is None else self._scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -224,8 +225,8 @@ class Guard:
         self._stepper.spikes.load_state_dict(state["spikes"])
         self._stepper.shortener.load_state_dict(state["clip"])
         self._stepper.recovery.load_state_dict(state["recovery"])
-        if self._stepper.scale is not None and state["scale"] is not None:
-            self._stepper.scale.load_state_dict(state["scale"])
+        if self._scale is not None and state["scale"] is not None:
+            self._scale.load_state_dict(state["scale"])
 
     def detach(self) -> None:
         """Take the guard's hook off the model."""
@@ -235,8 +236,8 @@ class Guard:
     def _backward(self, total: Tensor) -> None:
         if self._accumulate > 1:
             total = total / self._accumulate
-        if self._stepper.scale is not None:
-            total = total * self._stepper.scale.value.to(total.device)
+        if self._scale is not None:
+            total = total * self._scale.value.to(total.device)
         total.backward()
 
     def _close(self) -> StepRecord:
@@ -258,15 +259,3 @@ class Guard:
 
         free = total.device.type == "cpu" and not self._stepper.on_device
         return fetch() if free else LazyRecord(fetch)
-
-
-def _on_device(optimizer: torch.optim.Optimizer, decide: str, device: torch.device) -> bool:
-    if decide not in ("auto", "host", "device"):
-        raise ConfigError(f"decide={decide!r}: 'auto', 'host' or 'device'.")
-    can = folds(optimizer)
-    if decide == "device" and not can:
-        raise ConfigError(
-            f"decide='device': {type(optimizer).__name__} cannot be refused on the device; that "
-            "takes Adam, AdamW, SGD or Adagrad with fused=True in every group."
-        )
-    return can and (decide == "device" or (decide == "auto" and device.type != "cpu"))

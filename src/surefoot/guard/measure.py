@@ -7,7 +7,7 @@ gradient overflows and is rounded to three digits otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,13 +37,13 @@ class ParameterTable:
     """The optimizer's parameters in the model's order, and their names."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self.optimizer = model, optimizer
         self._build()
 
     def _build(self) -> None:
         place = {id(p): (i, name) for i, (name, p) in enumerate(self._model.named_parameters())}
         found: list[tuple[int, str, Tensor, int]] = []
-        for g, group in enumerate(self._optimizer.param_groups):
+        for g, group in enumerate(self.optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
                 unknown = (len(place) + len(found), f"group{g}.param{i}")
                 found.append((*place.get(id(parameter), unknown), parameter, g))
@@ -54,7 +54,13 @@ class ParameterTable:
         self._shape = self._count()
 
     def _count(self) -> tuple[int, ...]:
-        return tuple(len(group["params"]) for group in self._optimizer.param_groups)
+        return tuple(len(group["params"]) for group in self.optimizer.param_groups)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and parameters of the optimizer, as its groups are now."""
+        if self._count() != self._shape:
+            self._build()  # a group was added, as when a backbone is unfrozen
+        return zip(self.names, self.parameters, strict=True)
 
     @property
     def device(self) -> torch.device:
@@ -67,9 +73,7 @@ class ParameterTable:
         Raises:
             UsageError: no parameter has a gradient.
         """
-        if self._count() != self._shape:
-            self._build()  # a group was added, as when a backbone is unfrozen
-        gradients = [p.grad for p in self.parameters]
+        gradients = [p.grad for _, p in self.named()]
         indices = [i for i, g in enumerate(gradients) if g is not None]
         present = [g for g in gradients if g is not None]
         if not present:

@@ -52,12 +52,19 @@ class Recovery:
         if self._policy.snapshot_interval and self._proven is None:
             self._proven = self._take()
 
-    def after(self, record: StepRecord) -> Trouble | None:
-        """Look at a step that is over; the state is the one it left."""
+    def after(self, record: StepRecord, *, far_off: tuple[bool, bool]) -> Trouble | None:
+        """Look at a step that is over; the state is the one it left.
+
+        Args:
+            record: of that step.
+            far_off: whether its loss is far above what it was, and whether it still is once it has
+                been; long enough in a row, the run has left its valley.
+        """
         if self._proven is None:
             return None
         self._refusals = 0 if record.applied else self._refusals + 1
-        self._high = self._high + 1 if Event.LOSS_SPIKE in record.events else 0
+        leaves, stays = far_off
+        self._high = self._high + 1 if leaves or (stays and self._high) else 0
         self._since_taken += record.applied
         self._slow_steps = max(0, self._slow_steps - record.applied)
         often = self._refusals > 0 and self._refusals % self._policy.suspect_after == 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from surefoot.guard.policy import Policy
 
-__all__ = ["LossScale"]
+__all__ = ["ForeignScale", "LossScale"]
 
 
 class LossScale:
@@ -24,6 +24,19 @@ class LossScale:
         self._policy = policy
         self.value = torch.full((), policy.initial_scale, dtype=torch.float32, device=device)
         self._clean_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    @property
+    def held(self) -> Tensor:
+        """What the gradients in memory still have to be divided by."""
+        return self.value
+
+    @property
+    def floor(self) -> float:
+        """The scale never goes below it."""
+        return self._policy.min_scale
+
+    found_inf: Tensor | None = None
+    """Nobody else judges these gradients."""
 
     def update(self, *, overflow: Tensor, freeze: Tensor) -> None:
         """After a step: back off, count, or grow.
@@ -55,3 +68,53 @@ class LossScale:
         """The inverse of :meth:`state_dict`."""
         self.value = torch.full_like(self.value, state["scale"])
         self._clean_steps = torch.full_like(self._clean_steps, state["clean_steps"])
+
+
+class ForeignScale:
+    """The scale of a GradScaler that is not ours, where there is one; it moves by itself.
+
+    A scaler leaves unscaling to a fused kernel by ``optimizer.grad_scale``; before any other
+    optimizer it has divided the gradients already.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        policy: Policy,
+        device: torch.device,
+    ) -> None:
+        self._optimizer, self._policy = optimizer, policy
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._one = torch.ones((), device=device)
+        self.skipped = False
+        """The scaler refused the step that is judged now; its optimizer was not called."""
+
+    @property
+    def _lent(self) -> Tensor | None:
+        return self._optimizer.__dict__.get("grad_scale")
+
+    @property
+    def held(self) -> Tensor:
+        """What the gradients in memory still have to be divided by."""
+        return self._one if self._lent is None else self._lent
+
+    @property
+    def value(self) -> Tensor:
+        """The scale as far as it is known."""
+        known = None if self._scaler is None else self._scaler._scale
+        return self.held if known is None else known
+
+    @property
+    def floor(self) -> float | None:
+        """From here on down an overflow is not the scale's fault; None: there is no scale."""
+        known = self._scaler is not None or self._lent is not None
+        return self._policy.min_scale if known else None
+
+    @property
+    def found_inf(self) -> Tensor | None:
+        """The scaler's own verdict, above 0: it saw a gradient that was not finite."""
+        return self._one if self.skipped else self._optimizer.__dict__.get("found_inf")
+
+    def update(self, *, overflow: Tensor, freeze: Tensor) -> None:
+        """The scaler's own business."""

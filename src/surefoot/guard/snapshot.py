@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from surefoot.guard.buffers import BufferKeeper
+from surefoot.guard.measure import ParameterTable
 from surefoot.records import Culprit
 
 __all__ = ["Snapshot", "TrainingState"]
@@ -27,43 +28,48 @@ class TrainingState:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        table: ParameterTable,
         averages: list[torch.optim.swa_utils.AveragedModel],
         buffers: BufferKeeper,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._table = model, table
         self._averages, self._buffers = averages, buffers
         self.forward_ahead = False
         """The next forward pass has moved the buffers already; their copy is the state."""
 
     def weights(self) -> set[str]:
-        """Names of the model's parameters."""
-        return {name for name, _ in self._model.named_parameters()}
+        """Names of the parameters: the model's, and the optimizer's that it does not hold."""
+        return {name for name, _ in self._parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name; what the optimizer keeps is called ``exp_avg of layer.weight``."""
         return dict(self._walk())
 
-    def _walk(self) -> Iterator[tuple[str, Tensor]]:
-        names: dict[int, str] = {}
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
+        held: set[int] = set()
         for name, parameter in self._model.named_parameters():
-            names[id(parameter)] = name
+            held.add(id(parameter))
+            yield name, parameter
+        for name, parameter in self._table.named():
+            if id(parameter) not in held:
+                yield name, parameter
+
+    def _walk(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters():
             yield name, parameter.detach()
         for name, buffer in self._buffers.named(before_forward=self.forward_ahead).items():
             yield name, buffer.detach()
         for i, averaged in enumerate(self._averages):
             for name, tensor in averaged.state_dict(keep_vars=True).items():
                 yield f"average {i} of {name}", tensor.detach()
-        for group in self._optimizer.param_groups:
-            for i, parameter in enumerate(group["params"]):
-                owner = names.get(id(parameter), f"parameter {i}")
-                for key, value in self._optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor):
-                        yield f"{key} of {owner}", value.detach()
+        for owner, parameter in self._table.named():
+            for key, value in self._table.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    yield f"{key} of {owner}", value.detach()
 
     def forget_optimizer_state(self) -> None:
         """As before the first step; the optimizer makes its state anew."""
-        self._optimizer.state.clear()
+        self._table.optimizer.state.clear()
 
 
 class Snapshot:

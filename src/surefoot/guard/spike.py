@@ -14,12 +14,16 @@ __all__ = ["DeviceSpikes", "HostSpikes", "Spikes"]
 
 
 class Spikes(NamedTuple):
-    """What is a spike, and how long it has been going on."""
+    """What is a spike, how long it has been going on, and what is not back yet."""
 
     loss: bool
     gradient: bool
     streak: int
     """Steps in a row with a spike, this one counted."""
+    loss_away: bool
+    """Half as far above as a spike: after one, the loss has not come back."""
+    gradient_away: bool
+    """The same of the gradient, on either side: in a dead network it is far below."""
 
     def refuses(self, policy: Policy) -> bool:
         """Whether the step is refused for it. A level that stays is no spike but the new level."""
@@ -38,14 +42,18 @@ class HostSpikes:
 
     def judge(self, loss: float, norm: float) -> Spikes:
         """Look at a step before it is applied; the windows do not move."""
-        policy, found = self._policy, [False, False]
+        policy, found, far = self._policy, [False, False], [0.0, 0.0]
         for i, (window, value) in enumerate(zip(self._windows, (loss, norm), strict=True)):
-            found[i] = (
-                window.deviation(value) > policy.spike_deviation
-                and value > policy.spike_ratio * window.median()
-            )
+            far[i] = window.deviation(value) / policy.spike_deviation
+            found[i] = far[i] > 1.0 and value > policy.spike_ratio * window.median()
         self._streak = self._streak + 1 if any(found) else 0
-        return Spikes(found[0], found[1], self._streak)
+        return Spikes(
+            loss=found[0],
+            gradient=found[1],
+            streak=self._streak,
+            loss_away=far[0] > 0.5,
+            gradient_away=abs(far[1]) > 0.5 or norm == 0.0,
+        )
 
     def accept(self, loss: float, norm: float) -> None:
         """The step was applied: its numbers belong to the windows."""
@@ -76,14 +84,17 @@ class DeviceSpikes:
         self._window = DeviceWindow(2, size=size, warmup=warmup, device=device)
         self._streak = torch.zeros((), dtype=torch.int64, device=device)
 
-    def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and norm, 2 -> which are spikes, 2, bool; and whether to refuse for it, 0-d."""
+    def judge(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and norm, 2 -> which are spikes, 2, bool; whether to refuse for it, 0-d; and which
+        are away, 2, as in :class:`Spikes`.
+        """
         policy = self._policy
-        found = self._window.deviation(values) > policy.spike_deviation
-        found &= values > policy.spike_ratio * self._window.median()
+        far = self._window.deviation(values) / policy.spike_deviation
+        found = (far > 1.0) & (values > policy.spike_ratio * self._window.median())
         self._streak = torch.where(found.any(), self._streak + 1, 0)
         refuse = found.any() & (self._streak <= policy.max_consecutive_spikes)
-        return found, refuse & (policy.spike == "refuse")
+        away = torch.stack([far[0] > 0.5, (far[1].abs() > 0.5) | (values[1] == 0.0)])
+        return found, refuse & (policy.spike == "refuse"), away
 
     def accept(self, values: Tensor, good: Tensor) -> None:
         """Where the step was applied its numbers belong to the window."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from torch import Tensor
 from surefoot.errors import TrainingDiverged
 from surefoot.guard.blame import culprits
 from surefoot.guard.policy import Policy
-from surefoot.records import Cause, Event, StepRecord, TermRecord, Verdict
+from surefoot.records import Cause, Culprit, Event, StepRecord, TermRecord, Verdict
 
-__all__ = ["Facts", "Tally", "escalate", "learning_rates", "record_of"]
+__all__ = ["Facts", "Tally", "escalate", "landed", "learning_rates", "record_of"]
 
 
+_RATE_JUMP = 10.0
 _NOT_THE_GRADIENTS = (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE, Cause.STALE)
 
 
@@ -46,12 +48,18 @@ class Facts:
     names: Sequence[str] = ()
     backward_skipped: bool = False
     buffers_moved: bool = False
+    mended: tuple[str, ...] = ()
+    """Buffers that were bad before the forward pass, which no judged step has done."""
     rank: int = 0
     loss_votes: bool = True
     """Whether a bad loss alone refuses. Not where ranks train together: each sees its own loss, but
     all see the same gradient, and they have to decide alike."""
+    rate_jumped: bool = False
     loss_spike: bool = False
     gradient_spike: bool = False
+    loss_away: bool = False
+    gradient_away: bool = False
+    """After a spike: not back yet, see :class:`~surefoot.guard.spike.Spikes`."""
     spike_refused: bool = False
     stale: bool = False
     elements_finite: bool = False
@@ -67,6 +75,17 @@ class Facts:
         """NaN compares false and so lands on the refusing side."""
         return self.total_norm < math.inf and (math.isfinite(self.loss) or not self.loss_votes)
 
+    @property
+    def far_off(self) -> tuple[bool, bool]:
+        """Whether the run seems to leave its valley, and whether it would still be out of it.
+
+        Of a loss that nobody told, that has no logarithm or that each rank sees for itself, the
+        gradient has to say so.
+        """
+        if self.loss_votes and self.loss > 0.0:
+            return self.loss_spike, self.loss_away
+        return self.gradient_spike, self.gradient_away
+
 
 @dataclass(slots=True)
 class Tally:
@@ -78,6 +97,8 @@ class Tally:
     refused: int = 0
     consecutive: int = 0
     """Refusals since the last applied step."""
+    highest_rate: float = 0.0
+    """Largest learning rate of the run so far."""
 
     def count(self, *, good: bool) -> None:
         """One more verdict is known."""
@@ -85,6 +106,36 @@ class Tally:
             self.applied, self.consecutive = self.applied + 1, 0
         else:
             self.refused, self.consecutive = self.refused + 1, self.consecutive + 1
+
+    def rate_jumps(self, rates: Sequence[float], warmup: int) -> bool:
+        """Whether a rate is ten times what it ever was; a warm-up's first steps do not count."""
+        rate = max((r for r in rates if math.isfinite(r)), default=0.0)
+        before, self.highest_rate = self.highest_rate, max(self.highest_rate, rate)
+        return self.applied >= warmup and rate > _RATE_JUMP * before > 0.0
+
+
+def landed(facts: Facts, values: Sequence[float]) -> Facts:
+    """The facts once the device's values are there."""
+    loss, total, clip_divisor, scale, next_scale, unit, *spikes = values[:11]
+    split = 11 + len(facts.term_names)
+    end = split + len(facts.names)
+    return replace(
+        facts,
+        loss=loss,
+        total_norm=total,
+        clip_divisor=clip_divisor,
+        loss_spike=spikes[0] > 0,
+        gradient_spike=spikes[1] > 0,
+        spike_refused=spikes[2] > 0,
+        loss_away=spikes[3] > 0,
+        gradient_away=spikes[4] > 0,
+        scale=scale,
+        next_scale=next_scale,
+        unit=unit,
+        raw_terms=values[11:split],
+        norms=values[split:end],
+        mended=tuple(compress(facts.mended, values[end:])),
+    )
 
 
 def record_of(facts: Facts, tally: Tally) -> StepRecord:
@@ -105,7 +156,10 @@ def record_of(facts: Facts, tally: Tally) -> StepRecord:
         micro_batches=facts.micro_batches,
         applied_steps=tally.applied,
         refused_steps=tally.refused,
-        culprits=culprits(facts.names, facts.norms) if gradients_bad and facts.norms else (),
+        culprits=(
+            *(culprits(facts.names, facts.norms) if gradients_bad and facts.norms else ()),
+            *(Culprit(name, math.nan) for name in facts.mended[:16]),
+        ),
         sample_ids=facts.sample_ids,
         rank=facts.rank,
         events=_events(facts),
@@ -163,13 +217,16 @@ def _cause(facts: Facts) -> Cause:
 def _events(facts: Facts) -> tuple[Event, ...]:
     happened = {
         Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
+        Event.RATE_JUMPED: facts.rate_jumped,
         Event.LOSS_SPIKE: facts.loss_spike,
         Event.GRADIENT_SPIKE: facts.gradient_spike,
         Event.PARTIAL_WINDOW: facts.micro_batches < facts.accumulate,
         Event.BACKWARD_SKIPPED: facts.backward_skipped,
+        Event.BUFFERS_MENDED: bool(facts.mended),
         Event.BUFFERS_RESTORED: facts.buffers_moved and not facts.good,
         Event.SCALE_BACKED_OFF: facts.next_scale < facts.scale,
         Event.SCALE_GREW: facts.next_scale > facts.scale,
-        Event.SCALE_AT_FLOOR: facts.next_scale == facts.scale_floor,
+        Event.SCALE_AT_FLOOR: facts.scale_floor is not None
+        and facts.next_scale <= facts.scale_floor,
     }
     return tuple(event for event, so in happened.items() if so)
