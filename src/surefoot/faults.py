@@ -36,6 +36,8 @@ class Origin(Sentence):
     INPUT = "input", "the model's own input was not finite"
     LOSS = "loss", "every module's output was finite, so the loss function made it"
     BACKWARD = "backward", "the forward pass and the loss were finite; the backward pass made it"
+    AFTER = "after", "every module's output was finite; the loss or the backward pass made it"
+    ELSEWHERE = "elsewhere", "it came up in another process, whose record says where"
     NOT_AGAIN = "not_again", "the same forward pass, run again, gave finite values only"
     NOT_KEPT = "not_kept", "nothing was kept that could be run again"
     FAILED = "failed", "the forward pass could not be run again"
@@ -43,7 +45,8 @@ class Origin(Sentence):
     @property
     def located(self) -> bool:
         """Whether it says where the value came up, and not why that is unknown."""
-        return self not in (Origin.NOT_AGAIN, Origin.NOT_KEPT, Origin.FAILED)
+        nowhere = (Origin.ELSEWHERE, Origin.NOT_AGAIN, Origin.NOT_KEPT, Origin.FAILED)
+        return self not in nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,8 @@ class ForwardFault:
 
     def __str__(self) -> str:
         if self.origin is Origin.INPUT:
-            return f"the model's own input was not finite: {self.value} in {self.position}"
+            given = f"what the loop gave to {self.where}" if self.module else "the model's own input"
+            return f"{given} was not finite: {self.value} in {self.position}"
         if self.origin is Origin.MODULE:
             return f"{self.value} came up in {self._forward()}"
         if self.origin is Origin.BACKWARD and self.kind:

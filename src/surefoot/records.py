@@ -63,6 +63,10 @@ class Event(Sentence):
         "gradient_spike",
         "the gradient norm was far above that of the accepted steps",
     )
+    DIVERGED = (
+        "diverged",
+        "the loss has left its valley: it stayed far above what it was, or crept away",
+    )
     ROLLED_BACK = (
         "rolled_back",
         "the state was bad, so weights, buffers and optimizer went back to the last good snapshot",
@@ -153,8 +157,9 @@ class StepRecord:
         if self.fault is not None and self.fault.origin.located:
             line += f"; {self.fault}"
         if self.refused:
-            bad = [t.name for t in self.terms if t.bad] if len(self.terms) > 1 else []
-            line += f"; in the term{'s'[: len(bad) - 1]} {_some(bad)}" if bad else ""
+            bad = [t.name for t in self.terms if t.bad]
+            if 0 < len(bad) < len(self.terms):
+                line += f"; in the term{'s'[: len(bad) - 1]} {_some(bad)}"
             line += f"; on {_some(self.samples)}" if self.samples else ""
         if Event.ROLLED_BACK in self.events or Event.ROLLBACK_UNDONE in self.events:
             line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
@@ -245,10 +250,18 @@ _AFTER_ORIGIN = {
     "file, a division in a transform)",
     Origin.LOSS: "look at what the loss function divides by and takes the logarithm or root of",
     Origin.BACKWARD: _UNSAFE_BACKWARD,
+    Origin.AFTER: _UNSAFE_BACKWARD + "; attachment.observe(loss) tells the two apart",
+    Origin.ELSEWHERE: "read the record of that process",
     Origin.NOT_AGAIN: "something outside the model changes what it computes (an input overwritten "
     "since, another thread, a faulty device); log the inputs of this step",
     Origin.NOT_KEPT: "call the model itself in the loop, model(x) and not only parts of it, or "
     "give guard.step(loss, recompute=...); the next such record says which module it was",
+}
+
+
+_RANGES = {
+    Origin.INPUT: ("", "  values"),
+    Origin.BACKWARD: ("  arrived", "  left"),
 }
 
 
@@ -257,7 +270,7 @@ def _advice(record: StepRecord) -> str:
     if fault is None or fault.origin is Origin.FAILED:
         return _AFTER_CAUSE.get(record.cause, "")
     if fault.origin is not Origin.MODULE:
-        more = _ASK_FOR_MORE if fault.origin is Origin.BACKWARD and not fault.kind else ""
+        more = _ASK_FOR_MORE if fault.origin is Origin.BACKWARD and not fault.value else ""
         return _AFTER_ORIGIN[fault.origin] + more
     if fault.state:
         return "the state is bad, not the data: find the step that made it so, or go back behind it"
@@ -273,9 +286,12 @@ def _story(record: StepRecord) -> str:
     fault, lines = record.fault, [("Cause", str(record.cause))] if record.refused else []
     if fault is not None:
         lines.append(("Where", str(fault)))
-        lines += [("  given", str(fault.given))] if fault.given.known else []
-        lines += [("  made", str(fault.made))] if fault.made.known else []
-        if record.micro_batches > 1:
+        given, made = _RANGES.get(fault.origin, ("  input", "  output"))
+        lines += [(given, str(fault.given))] if fault.given.known else []
+        lines += [(made, str(fault.made))] if fault.made.known else []
+        if fault.origin is Origin.MODULE and fault.detail:
+            lines.append(("", fault.detail))
+        if record.micro_batches > 1 and fault.origin.located:
             lines.append(("", f"micro-batch {fault.micro_batch + 1} of {record.micro_batches}"))
     width = max((len(t.name) for t in record.terms), default=0)
     lines += [("Terms", f"{t.name:{width}}  {_term(t)}") for t in record.terms]

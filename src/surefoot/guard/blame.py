@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from surefoot.guard.ranges import floating, look_at, read_looks
 from surefoot.records import Culprit
 
-__all__ = ["all_finite", "culprits"]
+__all__ = ["all_finite", "culprits", "with_ranges"]
 
 _MOST = 16
 
@@ -28,6 +30,41 @@ def culprits(names: Sequence[str], norms: Sequence[float]) -> tuple[Culprit, ...
     if not bad:
         bad = [max(range(len(norms)), key=lambda i: norms[i])]
     return tuple(Culprit(names[i], norms[i]) for i in bad[:_MOST])
+
+
+def with_ranges(
+    found: Sequence[Culprit], gradients: Mapping[str, Tensor], unit: float
+) -> tuple[Culprit, ...]:
+    """The same with least, greatest and mean of the finite elements, and their share; one read.
+
+    Args:
+        found: named after parameters, or after something else, which is left as it is.
+        gradients: by name of their parameter, as they lie in memory.
+        unit: how many times larger than the true gradients that is.
+
+    >>> bad = torch.tensor([2.0, 6.0, float("nan"), 4.0])
+    >>> culprit, = with_ranges([Culprit("weight", float("nan"))], {"weight": bad}, 2.0)
+    >>> print(culprit.range)
+    1 to 3, mean 2, 75 % finite
+    """
+    numbers = {c.name: floating(gradients[c.name]) for c in found if c.name in gradients}
+    known = {name: look_at(tensor) for name, tensor in numbers.items() if tensor is not None}
+    ranges = {
+        name: look.range for name, look in zip(known, read_looks(list(known.values())), strict=True)
+    }
+    return tuple(
+        replace(
+            culprit,
+            norm=culprit.norm / unit,
+            minimum=ranges[culprit.name].minimum / unit,
+            maximum=ranges[culprit.name].maximum / unit,
+            mean=ranges[culprit.name].mean / unit,
+            finite=ranges[culprit.name].finite,
+        )
+        if culprit.name in ranges
+        else culprit
+        for culprit in found
+    )
 
 
 def all_finite(gradients: Sequence[Tensor]) -> bool:

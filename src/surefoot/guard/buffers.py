@@ -8,6 +8,8 @@ small ones are not left to that count, because BatchNorm's kernel does not raise
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +48,7 @@ class BufferKeeper:
         self._marks = self._stamp(self._current())
         self._mended: dict[str, Tensor] = {}
         self.forward_seen = self._hook_seen = False
+        self._deaf = False
         self._handle = model.register_forward_pre_hook(self._before_forward)
 
     def _current(self) -> list[Tensor]:
@@ -60,6 +63,8 @@ class BufferKeeper:
         return [i for i, (now, then) in marks if now != then or buffers[i].numel() <= _SMALL]
 
     def _before_forward(self, module: nn.Module, _: Any) -> None:
+        if self._deaf:
+            return
         if module.training and self._repair:
             self._mend()
         if module.training and not self.forward_seen:
@@ -76,6 +81,15 @@ class BufferKeeper:
                     buffers[i].copy_(torch.where(bad, self._kept[i], buffers[i]))
                     name = self._names[i]
                     self._mended[name] = bad | self._mended.get(name, bad)
+
+    @contextmanager
+    def deaf(self) -> Generator[None]:
+        """Forward passes in here are none of the training's."""
+        before, self._deaf = self._deaf, True
+        try:
+            yield
+        finally:
+            self._deaf = before
 
     def mended(self) -> tuple[tuple[str, ...], Tensor]:
         """Names of the buffers that were looked at since this was last asked, and a 1-d bool that
