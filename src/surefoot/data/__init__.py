@@ -1,23 +1,44 @@
-"""Where samples come from: AeroEyes videos, procedural scenes, and the episodes drawn from both."""
+"""Where samples come from, and a loader that survives them."""
 
-from surefoot.data.aeroeyes import AeroEyes, Video
 from surefoot.data.episodes import Episodes, images_to_tensor
-from surefoot.data.synthetic import Scene, Split, SyntheticScenes
-from surefoot.data.synthetic_episodes import SceneConfig, SceneEpisodes
-from surefoot.data.synthetic_objects import HELD_OUT_SHAPES, SHAPES
-from surefoot.data.synthetic_video import write_aeroeyes
-from surefoot.data.synthetic_world import WorldConfig
-from surefoot.data.transforms import Augmentation, Letterbox, augment, letterbox
-from surefoot.data.video_episodes import EpisodeConfig, VideoEpisodes
+from surefoot.data.quarantine import (
+    DataIncident,
+    Limit,
+    SafeLoader,
+    finite_values,
+    label_range,
+)
+from surefoot.data.vision import (
+    HELD_OUT_SHAPES,
+    SHAPES,
+    AeroEyes,
+    Augmentation,
+    EpisodeConfig,
+    Letterbox,
+    Scene,
+    SceneConfig,
+    SceneEpisodes,
+    Split,
+    SyntheticScenes,
+    Video,
+    VideoEpisodes,
+    WorldConfig,
+    augment,
+    letterbox,
+    write_aeroeyes,
+)
 
 __all__ = [
     "HELD_OUT_SHAPES",
     "SHAPES",
     "AeroEyes",
     "Augmentation",
+    "DataIncident",
     "EpisodeConfig",
     "Episodes",
     "Letterbox",
+    "Limit",
+    "SafeLoader",
     "Scene",
     "SceneConfig",
     "SceneEpisodes",
@@ -27,7 +48,9 @@ __all__ = [
     "VideoEpisodes",
     "WorldConfig",
     "augment",
+    "finite_values",
     "images_to_tensor",
+    "label_range",
     "letterbox",
     "write_aeroeyes",
 ]

@@ -1,0 +1,91 @@
+"""The parts of this package that need ``surefoot[vision]``, and what is there without it.
+
+The loader that survives its data is for every training, also where no decoder of pictures and
+videos is installed. There, a name from here can be imported, and says when used what it needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from surefoot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from surefoot.data.aeroeyes import AeroEyes, Video
+    from surefoot.data.synthetic import Scene, Split, SyntheticScenes
+    from surefoot.data.synthetic_episodes import SceneConfig, SceneEpisodes
+    from surefoot.data.synthetic_objects import HELD_OUT_SHAPES, SHAPES
+    from surefoot.data.synthetic_video import write_aeroeyes
+    from surefoot.data.synthetic_world import WorldConfig
+    from surefoot.data.transforms import Augmentation, Letterbox, augment, letterbox
+    from surefoot.data.video_episodes import EpisodeConfig, VideoEpisodes
+
+__all__ = [
+    "HELD_OUT_SHAPES",
+    "SHAPES",
+    "AeroEyes",
+    "Augmentation",
+    "EpisodeConfig",
+    "Letterbox",
+    "Scene",
+    "SceneConfig",
+    "SceneEpisodes",
+    "Split",
+    "SyntheticScenes",
+    "Video",
+    "VideoEpisodes",
+    "WorldConfig",
+    "augment",
+    "letterbox",
+    "write_aeroeyes",
+]
+
+_HOME = {
+    "HELD_OUT_SHAPES": "synthetic_objects",
+    "SHAPES": "synthetic_objects",
+    "AeroEyes": "aeroeyes",
+    "Augmentation": "transforms",
+    "EpisodeConfig": "video_episodes",
+    "Letterbox": "transforms",
+    "Scene": "synthetic",
+    "SceneConfig": "synthetic_episodes",
+    "SceneEpisodes": "synthetic_episodes",
+    "Split": "synthetic",
+    "SyntheticScenes": "synthetic",
+    "Video": "aeroeyes",
+    "VideoEpisodes": "video_episodes",
+    "WorldConfig": "synthetic_world",
+    "augment": "transforms",
+    "letterbox": "transforms",
+    "write_aeroeyes": "synthetic_video",
+}
+
+
+class _Missing:
+    """Stands for a name whose libraries are not installed."""
+
+    def __init__(self, name: str, library: str | None) -> None:
+        self._said = f"surefoot.data.{name} needs {library}: pip install 'surefoot[vision]'."
+
+    def __call__(self, *given: Any, **named: Any) -> NoReturn:
+        raise ConfigError(self._said)
+
+    def __iter__(self) -> NoReturn:
+        raise ConfigError(self._said)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ConfigError(self._said)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"surefoot.data.{_HOME[name]}"), name)
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("surefoot"):
+            raise
+        return _Missing(name, missing.name)
