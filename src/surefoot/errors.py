@@ -71,8 +71,14 @@ class JournalError(SurefootError):
 
 
 class TrainingDiverged(SurefootError):
-    """The guard refused too often in a row and stopped the run."""
+    """The guard gave up: too many refusals or rollbacks, or a policy that asks to stop.
 
-    def __init__(self, message: str, *, record: StepRecord) -> None:
+    ``record`` is the step that made it; ``diagnosis`` says what happened before it, a sentence each.
+    """
+
+    def __init__(
+        self, message: str, *, record: StepRecord, diagnosis: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.record = record
+        self.diagnosis = diagnosis

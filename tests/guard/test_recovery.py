@@ -247,3 +247,80 @@ def test_the_average_goes_back_with_the_weights():
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         Policy(**settings)
+
+
+@both
+def test_a_learning_rate_that_creeps_upwards_is_told_and_gone_back_from(decide):
+    run = Run(decide, Policy(**{**POLICY.__dict__, "max_rollbacks": 2}))
+    run.go(200)
+
+    def creep() -> None:
+        for _ in range(400):
+            for group in run.optimizer.param_groups:
+                group["lr"] *= 1.05
+            run.go(1)
+
+    with pytest.raises(TrainingDiverged, match="The state went bad 3 times") as stop:
+        creep()
+    told = [r for r in run.records if Event.DIVERGED in r.events]
+    assert told
+    assert any("the loss has left its valley" in line for line in stop.value.diagnosis)
+    assert any(line.startswith("The learning rate grew from 0.0") for line in stop.value.diagnosis)
+    assert all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+@both
+@pytest.mark.parametrize("what", ["record", "raise"])
+def test_a_divergence_may_be_recorded_only_or_end_the_run(decide, what):
+    run = Run(decide, Policy(**{**POLICY.__dict__, "divergence": what}))
+    run.go(60)
+    for group in run.optimizer.param_groups:
+        group["lr"] *= 1000
+    if what == "raise":
+        with pytest.raises(TrainingDiverged, match="The run diverged and the policy asks to stop"):
+            run.go(20)
+        return
+    run.go(20)
+    assert run.events() == []
+    assert sum(Event.DIVERGED in r.events for r in run.records) == 1
+
+
+@both
+def test_a_bad_state_may_end_the_run(decide):
+    run = Run(decide, Policy(**{**POLICY.__dict__, "bad_state": "raise"}))
+    run.go(30)
+    name = poison(run, "weight NaN")
+    with pytest.raises(TrainingDiverged, match="The state has gone bad and the policy") as stop:
+        run.go(10)
+    assert name in [c.name for c in stop.value.record.culprits]
+
+
+@both
+def test_the_last_words_say_what_was_first_and_what_to_do(decide):
+    run = Run(decide, Policy(snapshot_interval=0, max_consecutive_refusals=4))
+    run.go(5)
+
+    def bad() -> None:
+        for step in range(6):
+            run.guard.step(run.loss(step) * math.nan, sample_ids=[f"image {step}"])
+        run.guard.flush()
+
+    with pytest.raises(TrainingDiverged) as stop:
+        bad()
+    first, second, *_, advice = stop.value.diagnosis
+    assert first == "Of the last 4 steps 4 were refused: 4 because the loss was NaN or Inf."
+    assert second.startswith("The first of them was step 5: the step was refused")
+    assert advice.startswith("Look at the samples and at the term of the loss")
+    assert first in str(stop.value)
+
+
+def test_presets_are_what_they_say():
+    assert Policy.default() == Policy()
+    assert Policy.strict().spike == Policy.strict().bad_state == "raise"
+    fp16 = Policy.conservative()
+    assert (fp16.initial_scale, fp16.growth_factor, fp16.backoff_factor, fp16.growth_interval) == (
+        1024.0,
+        1.5,
+        0.5,
+        1000,
+    )

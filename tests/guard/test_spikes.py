@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guard.conftest import FOLDED, batch, loss_of, net, plain_run
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, TrainingDiverged
 from surefoot.guard import Guard, Policy
 from surefoot.records import Cause, Event
 from surefoot.testing import State
@@ -94,7 +94,7 @@ def test_losses_that_have_no_logarithm_are_never_spikes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"spike": "ignore"}, "'record' or 'refuse', not 'ignore'"),
+        ({"spike": "ignore"}, "'record', 'clip', 'refuse' or 'raise', not 'ignore'"),
         ({"spike_ratio": 0.5}, "spike_deviation is above 0 and spike_ratio at least 1"),
         ({"max_consecutive_spikes": 0}, "max_consecutive_spikes: at least 1"),
     ],
@@ -102,3 +102,43 @@ def test_losses_that_have_no_logarithm_are_never_spikes():
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         Policy(**settings)
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+@pytest.mark.parametrize("clip", [None, 0.9])
+def test_a_spikes_gradient_is_shortened_to_three_times_the_usual_one(decide, clip):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
+    policy = Policy(spike="clip", window_warmup=8)
+    guard = Guard(model, optimizer, policy=policy, decide=decide, clip=clip)
+    norms = [guard.step(loss_of(model, *batch(s))).grad_norm for s in range(12)]
+    before = State.of(model).tensors
+    record = guard.step(loss_of(model, *batch(12)) * 1e4)
+    assert record.applied
+    assert Event.CLIPPED in record.events
+    after = State.of(model).tensors
+    names = [name for name, _ in model.named_parameters()]
+    moved = torch.cat([(after[f"model.{n}"] - before[f"model.{n}"]).flatten() for n in names])
+    usual = 3.0 * sorted(norms)[5]
+    expected = usual if clip is None else min(clip, usual)
+    assert float(moved.norm()) == pytest.approx(1e-3 * expected, rel=1e-2)
+    assert record.grad_norm * record.clip_coefficient == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_spike_may_end_the_run(decide):
+    model, _, guard = build(Policy(spike="raise", window_warmup=8), decide)
+    for step in range(12):
+        guard.step(loss_of(model, *batch(step)))
+    before = State.of(model)
+
+    def spike() -> None:
+        guard.step(loss_of(model, *batch(12)) * 1e4)
+        guard.flush()
+
+    with pytest.raises(TrainingDiverged, match="The policy asks to stop at once") as stop:
+        spike()
+    assert stop.value.record.cause is Cause.SPIKE
+    assert "Look at the samples of the spikes, and at the learning rate." in stop.value.diagnosis
+    now = State.of(model).differences(before)
+    assert [n for n in now if "running" not in n and "num_batches" not in n] == []

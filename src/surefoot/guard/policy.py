@@ -9,6 +9,12 @@ from surefoot.errors import ConfigError
 
 __all__ = ["Policy"]
 
+_WORDS = {
+    "nonfinite": ("refuse", "raise"),
+    "spike": ("record", "clip", "refuse", "raise"),
+    "bad_state": ("roll_back", "raise"),
+    "divergence": ("roll_back", "record", "raise"),
+}
 _AT_LEAST_ONE = (
     "max_consecutive_refusals",
     "max_consecutive_spikes",
@@ -30,9 +36,10 @@ class Policy:
     """A NaN or Inf in the loss or a gradient: refuse that step and go on, or raise
     :class:`~surefoot.errors.TrainingDiverged` at once. A fp16 overflow above the scale's floor is
     normal and never raises by itself."""
-    spike: Literal["record", "refuse"] = "record"
-    """A loss or gradient norm far above those of the accepted steps: say so in the record, or
-    refuse the step as well. Clipping shortens a spike's gradient in either case."""
+    spike: Literal["record", "clip", "refuse", "raise"] = "record"
+    """A loss or gradient norm far above those of the accepted steps: say so in the record; or
+    shorten the gradient to ``spike_ratio`` times the usual norm as well; or refuse the step; or
+    raise. The guard's ``clip`` acts in any case."""
     spike_deviation: float = 8.0
     """A spike lies so many robust standard deviations (of the logarithm) above the median..."""
     spike_ratio: float = 3.0
@@ -53,8 +60,15 @@ class Policy:
     """Applied steps without trouble before a snapshot counts as good."""
     suspect_after: int = 3
     """The state itself is looked through after every so many refusals in a row."""
+    bad_state: Literal["roll_back", "raise"] = "roll_back"
+    """Weights, buffers or optimizer state are not finite, or absurd."""
+    divergence: Literal["roll_back", "record", "raise"] = "roll_back"
+    """The loss has left its valley: far above what it was for many steps, or crept away."""
     divergence_patience: int = 20
-    """Steps in a row whose loss is a spike before the run is taken to have diverged."""
+    """Steps in a row whose loss is a spike, or has not come back from one, before the run is taken
+    to have diverged."""
+    drift_ratio: float = 10.0
+    """The median loss of the last 32 steps at so many times its best is a divergence, too."""
     max_rollbacks: int = 5
     """One more ends the run with ``TrainingDiverged``."""
     rollback_rate: float = 0.5
@@ -75,10 +89,14 @@ class Policy:
     """Ceiling of the scale."""
 
     def __post_init__(self) -> None:
-        if self.nonfinite not in ("refuse", "raise"):
-            raise ConfigError(f"Policy.nonfinite: 'refuse' or 'raise', not {self.nonfinite!r}.")
-        if self.spike not in ("record", "refuse"):
-            raise ConfigError(f"Policy.spike: 'record' or 'refuse', not {self.spike!r}.")
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f"Policy.{name}: {', '.join(map(repr, words[:-1]))} or {words[-1]!r}, not "
+                    f"{getattr(self, name)!r}."
+                )
+        if not self.drift_ratio > 1.0:
+            raise ConfigError(f"Policy.drift_ratio: above 1, not {self.drift_ratio}.")
         if not (self.spike_deviation > 0.0 and self.spike_ratio >= 1.0):
             raise ConfigError(
                 "Policy: spike_deviation is above 0 and spike_ratio at least 1, not "
@@ -106,11 +124,18 @@ class Policy:
             )
 
     @classmethod
+    def default(cls) -> Policy:
+        """Refuse what is not finite, record spikes, roll back a bad state, stop when it is enough:
+        the same as ``Policy()``.
+        """
+        return cls()
+
+    @classmethod
     def conservative(cls) -> Policy:
         """fp16 settings for fine-tuning: a low first scale that grows slowly."""
         return cls(initial_scale=2.0**10, growth_factor=1.5, growth_interval=1000)
 
     @classmethod
     def strict(cls) -> Policy:
-        """Stop at the first NaN or Inf."""
-        return cls(nonfinite="raise")
+        """Stop at the first NaN or Inf, spike, bad state or divergence."""
+        return cls(nonfinite="raise", spike="raise", bad_state="raise", divergence="raise")

@@ -8,26 +8,31 @@ random numbers and the order of the data stay where they are: what did the damag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from surefoot.guard.level import Level
 from surefoot.guard.policy import Policy
 from surefoot.guard.snapshot import Snapshot, TrainingState
 from surefoot.records import Culprit, Event, StepRecord
 
 __all__ = ["Recovery", "Trouble"]
 
+_BETTER = 0.7
+"""A rollback has helped when the level is below so much of what it was."""
+
 
 class Trouble(NamedTuple):
     """What was found and done after a step."""
 
-    event: Event
+    events: tuple[Event, ...]
     culprits: tuple[Culprit, ...] = ()
-    exhausted: bool = False
-    """It was one rollback more than the policy allows."""
+    stop: str = ""
+    """Why the run has to end; empty: it goes on."""
 
 
 class Recovery:
@@ -45,6 +50,7 @@ class Recovery:
         self._spare = [Snapshot() for _ in range(3)]
         self._since_taken = self._since_rollback = 0
         self._refusals = self._high = 0
+        self._level, self._level_before = Level(ratio=policy.drift_ratio), math.nan
         self.rollbacks = self._slow_steps = 0
 
     def begin(self) -> None:
@@ -72,11 +78,25 @@ class Recovery:
         if suspicious or self._since_taken >= self._policy.snapshot_interval:
             faults = self._proven.faults(self._state)
             if self._agree(bool(faults)):
-                return self._go_back(faults)
-        if self._high >= self._policy.divergence_patience:
-            return self._give_up_on_level() if self._before is not None else self._leave_valley()
+                return self._mend(faults)
+        drifted = self._follow_level(record)
+        if self._before is not None:
+            return self._weigh(record)
+        if drifted or self._high >= self._policy.divergence_patience:
+            return self._leave_valley()
         self._keep(record)
         return None
+
+    def _follow_level(self, record: StepRecord) -> bool:
+        """Whether the loss has crept away. A gradient norm rises in many a healthy run; where it
+        stands in for the loss it is only compared with itself around a rollback.
+        """
+        if not record.applied:
+            return False
+        if self._together or not record.loss > 0.0:
+            self._level.add(record.grad_norm, drifts=False)
+            return False
+        return self._level.add(record.loss)
 
     @contextmanager
     def rates(self, optimizer: torch.optim.Optimizer) -> Generator[None]:
@@ -109,11 +129,7 @@ class Recovery:
         return snapshot
 
     def _keep(self, record: StepRecord) -> None:
-        calm = record.applied and not self._high
-        if self._before is not None and calm:
-            self._since_rollback += 1
-            if self._since_rollback >= self._policy.snapshot_survives:
-                self._before = self._release(self._before)  # it helped
+        calm = record.applied and not self._high and self._level.in_valley
         if self._candidate is not None and self._high:
             self._candidate = self._release(self._candidate)
         elif self._candidate is not None and self._since_taken >= self._policy.snapshot_survives:
@@ -127,37 +143,73 @@ class Recovery:
         if snapshot is not None:
             self._spare.append(snapshot)
 
-    def _go_back(self, faults: tuple[Culprit, ...]) -> Trouble:
+    def _mend(self, faults: tuple[Culprit, ...]) -> Trouble:
+        """The state is bad: it cannot be trained on."""
+        if self._policy.bad_state == "raise":
+            return Trouble((), faults, "The state has gone bad and the policy asks to stop then.")
+        return self._go_back((), faults)
+
+    def _go_back(self, events: tuple[Event, ...], faults: tuple[Culprit, ...] = ()) -> Trouble:
         assert self._proven is not None
         self._proven.restore(self._state)
         self._candidate = self._release(self._candidate)
         self._since_taken = self._refusals = self._high = self._since_rollback = 0
+        self._level.forget(best=False)
         self.rollbacks += 1
         self._slow_steps = self._policy.rollback_steps
-        exhausted = self.rollbacks > self._policy.max_rollbacks
-        return Trouble(Event.ROLLED_BACK, faults, exhausted)
+        stop = ""
+        if self.rollbacks > self._policy.max_rollbacks:
+            stop = (
+                f"The state went bad {self.rollbacks} times; it was rolled back each time and the "
+                "run is stopped now."
+            )
+        return Trouble((*events, Event.ROLLED_BACK), faults, stop)
 
-    def _leave_valley(self) -> Trouble:
-        """The loss stays far above what it was: go back, but remember from where."""
+    def _leave_valley(self) -> Trouble | None:
+        """The loss is far above what it was: go back, but remember from where."""
+        first = self._high in (0, self._policy.divergence_patience)
+        if self._policy.divergence == "record":
+            self._level.forget(best=True)
+            return Trouble((Event.DIVERGED,)) if first else None
+        if self._policy.divergence == "raise":
+            return Trouble((Event.DIVERGED,), (), "The run diverged and the policy asks to stop.")
         self._candidate = self._release(self._candidate)
-        before = self._take()
-        trouble = self._go_back(())
+        before, self._level_before = self._take(), self._level.now(self._policy.divergence_patience)
+        trouble = self._go_back((Event.DIVERGED,))
         self._before = before
         return trouble
 
+    def _weigh(self, record: StepRecord) -> Trouble | None:
+        """After a divergence was rolled back: is it better where the run is now?"""
+        self._since_rollback += record.applied
+        if self._since_rollback < self._policy.divergence_patience:
+            return None
+        if self._level.now() > _BETTER * self._level_before:
+            return self._undo()
+        self._before = self._release(self._before)
+        self._since_taken = 0
+        return None
+
+    def _undo(self) -> Trouble:
+        """Going back did not help: the data changed, not the weights."""
+        assert self._before is not None
+        self._before.restore(self._state)
+        self._before = self._release(self._before)
+        self._level.forget(best=True)
+        self._high = self._slow_steps = 0
+        self.rollbacks -= 1
+        return Trouble((Event.ROLLBACK_UNDONE,))
+
     def state_dict(self) -> dict[str, Any]:
         """What outlives the process: how often, and how long the rates stay small."""
-        return {"rollbacks": self.rollbacks, "slow_steps": self._slow_steps}
+        return {
+            "rollbacks": self.rollbacks,
+            "slow_steps": self._slow_steps,
+            "level": self._level.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`; the snapshots start with the loaded state."""
         self.rollbacks, self._slow_steps = state["rollbacks"], state["slow_steps"]
-
-    def _give_up_on_level(self) -> Trouble:
-        """Going back did not help: the data changed, not the weights. Undo it."""
-        assert self._before is not None
-        self._before.restore(self._state)
-        self._before = self._release(self._before)
-        self._high = self._slow_steps = 0
-        self.rollbacks -= 1
-        return Trouble(Event.ROLLBACK_UNDONE)
+        if "level" in state:
+            self._level.load_state_dict(state["level"])

@@ -24,11 +24,14 @@ class Spikes(NamedTuple):
     """Half as far above as a spike: after one, the loss has not come back."""
     gradient_away: bool
     """The same of the gradient, on either side: in a dead network it is far below."""
+    usual_norm: float
+    """What a spike's gradient is shortened to: at the edge of being one."""
 
     def refuses(self, policy: Policy) -> bool:
         """Whether the step is refused for it. A level that stays is no spike but the new level."""
         limit = policy.max_consecutive_spikes
-        return policy.spike == "refuse" and (self.loss or self.gradient) and self.streak <= limit
+        asked = policy.spike in ("refuse", "raise")
+        return asked and (self.loss or self.gradient) and self.streak <= limit
 
 
 class HostSpikes:
@@ -51,6 +54,7 @@ class HostSpikes:
             loss=found[0],
             gradient=found[1],
             streak=self._streak,
+            usual_norm=policy.spike_ratio * self._windows[1].median(),
             loss_away=far[0] > 0.5,
             gradient_away=abs(far[1]) > 0.5 or norm == 0.0,
         )
@@ -84,17 +88,21 @@ class DeviceSpikes:
         self._window = DeviceWindow(2, size=size, warmup=warmup, device=device)
         self._streak = torch.zeros((), dtype=torch.int64, device=device)
 
-    def judge(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and norm, 2 -> which are spikes, 2, bool; whether to refuse for it, 0-d; and which
-        are away, 2, as in :class:`Spikes`.
+    def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What :class:`Spikes` says of loss and norm, 2.
+
+        Returns:
+            5, bool: which are spikes, whether to refuse for it, which are away; and the usual norm.
         """
         policy = self._policy
         far = self._window.deviation(values) / policy.spike_deviation
-        found = (far > 1.0) & (values > policy.spike_ratio * self._window.median())
+        limits = policy.spike_ratio * self._window.median()
+        found = (far > 1.0) & (values > limits)
         self._streak = torch.where(found.any(), self._streak + 1, 0)
         refuse = found.any() & (self._streak <= policy.max_consecutive_spikes)
-        away = torch.stack([far[0] > 0.5, (far[1].abs() > 0.5) | (values[1] == 0.0)])
-        return found, refuse & (policy.spike == "refuse"), away
+        refuse &= policy.spike in ("refuse", "raise")
+        away = [far[0] > 0.5, (far[1].abs() > 0.5) | (values[1] == 0.0)]
+        return torch.stack([*found, refuse, *away]), limits[1]
 
     def accept(self, values: Tensor, good: Tensor) -> None:
         """Where the step was applied its numbers belong to the window."""

@@ -17,6 +17,7 @@ from surefoot.guard.arrival import Arrival, LazyRecord
 from surefoot.guard.blame import all_finite
 from surefoot.guard.buffers import BufferKeeper
 from surefoot.guard.clip import Clip
+from surefoot.guard.history import History
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.recovery import Recovery
@@ -24,7 +25,14 @@ from surefoot.guard.scale import ForeignScale, LossScale
 from surefoot.guard.shorten import Shortener
 from surefoot.guard.snapshot import TrainingState
 from surefoot.guard.spike import DeviceSpikes, HostSpikes
-from surefoot.guard.verdict import Facts, Tally, escalate, landed, learning_rates, record_of
+from surefoot.guard.verdict import (
+    Facts,
+    Tally,
+    landed,
+    learning_rates,
+    reason_to_stop,
+    record_of,
+)
 from surefoot.records import Event, StepRecord
 
 __all__ = ["Stepper", "trains_together"]
@@ -53,7 +61,7 @@ class Stepper:
         self.buffers = BufferKeeper(model, repair=repair)
         self.shortener = Shortener(clip, self.table)
         self.scale: LossScale | ForeignScale | None = None
-        self.tally = Tally()
+        self.tally, self.history = Tally(), History()
         self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
         self.averages: list[torch.optim.swa_utils.AveragedModel] = []
         self.together, self.on_device = together, on_device
@@ -123,17 +131,20 @@ class Stepper:
             return record  # followed when it has arrived
         trouble = self.recovery.after(record, far_off=self._far_off)
         if trouble is not None:
-            record.__dict__["events"] = (*record.events, trouble.event)
+            record.__dict__["events"] = (*record.events, *trouble.events)
             record.__dict__["culprits"] = (*record.culprits, *trouble.culprits)[:16]
-            if trouble.event is Event.ROLLBACK_UNDONE:
+            if Event.ROLLBACK_UNDONE in trouble.events:
                 self.spikes.forget()
-            if trouble.exhausted:
-                raise TrainingDiverged(
-                    f"The state went bad {self.recovery.rollbacks} times; it was rolled back each "
-                    f"time and the run is stopped now. The last time: {record}.",
-                    record=record,
-                )
-        return escalate(record, self.tally, self._policy)
+        self.history.add(record)
+        stop = (trouble and trouble.stop) or reason_to_stop(record, self.tally, self._policy)
+        if stop:
+            story = self.history.diagnosis()
+            raise TrainingDiverged(
+                "\n".join([f"{stop} The last step: {record}.", *story]),
+                record=record,
+                diagnosis=story,
+            )
+        return record
 
     def _facts(self, micro: Accumulation, accumulate: int) -> Facts:
         number, self.tally.step = self.tally.step, self.tally.step + 1
@@ -189,6 +200,9 @@ class Stepper:
         if facts.good:
             norm = facts.total_norm / facts.unit
             divisor, effective = self.shortener.on_host(measured, norm, facts.unit)
+            if facts.gradient_spike and self._policy.spike == "clip":
+                more = max(1.0, norm / effective / facts.usual_norm)
+                divisor, effective = divisor * more, effective * more
             self.shortener.learn(norm, good=True)
             facts = replace(facts, clip_divisor=effective)
             self.hand.apply(measured.gradients, divisor, facts.unit)
@@ -228,6 +242,7 @@ class Stepper:
             gradient_spike=found.gradient,
             loss_away=found.loss_away,
             gradient_away=found.gradient_away,
+            usual_norm=found.usual_norm,
             spike_refused=refused,
         )
 
@@ -249,12 +264,17 @@ class Stepper:
         # Asked as "is it good?", so that a NaN, which compares false, is refused.
         gradients_bad = ~(norm < math.inf)
         loss_bad = ~torch.isfinite(loss) & facts.loss_votes
-        spikes = self._spikes_on_device(loss, norm, gradients_bad | loss_bad, facts)
+        spikes, usual = self._spikes_on_device(loss, norm, gradients_bad | loss_bad, facts)
         bad = gradients_bad | loss_bad | spikes[2]
         shortened = self.shortener.on_device(measured, norm, torch.as_tensor(unit, device=device))
         self.shortener.learn(norm, ~bad)
-        clips = self.shortener.clip is not None
-        self.hand.leave_to_device(shortened.divisor if clips else None, unit, bad)
+        divisor = None if self.shortener.clip is None else shortened.divisor
+        if self._policy.spike == "clip":
+            more = (norm / shortened.effective / usual).clamp(min=1.0)
+            more = torch.where(spikes[1], more, one)
+            divisor = shortened.divisor * more
+            shortened = shortened._replace(effective=shortened.effective * more)
+        self.hand.leave_to_device(divisor, unit, bad)
         moved = self.buffers.restore(bad)
         next_scale = scale
         if self.scale is not None:
@@ -270,16 +290,16 @@ class Stepper:
         self._pending = LazyRecord(lambda: self._conclude(landed(facts, arrival.read())))
         return self._pending
 
-    def _spikes_on_device(self, loss: Tensor, norm: Tensor, bad: Tensor, facts: Facts) -> Tensor:
-        """5, bool: the loss is a spike, the gradient is one, the step is refused for it, and what
-        is away.
-        """
+    def _spikes_on_device(
+        self, loss: Tensor, norm: Tensor, bad: Tensor, facts: Facts
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`DeviceSpikes.judge` says of a step that is finite."""
         if not isinstance(self.spikes, DeviceSpikes):
-            return torch.zeros(5, dtype=torch.bool, device=norm.device)
+            return torch.zeros(5, dtype=torch.bool, device=norm.device), norm
         watched = torch.stack([loss if facts.loss_votes else torch.full_like(loss, math.nan), norm])
-        found, refuse, away = self.spikes.judge(watched)
-        self.spikes.accept(watched, ~(bad | refuse))
-        return torch.cat([found, refuse[None], away]) & ~bad
+        found, usual = self.spikes.judge(watched)
+        self.spikes.accept(watched, ~(bad | found[2]))
+        return found & ~bad, usual
 
     def _conclude(self, facts: Facts) -> StepRecord:
         self.tally.count(good=facts.good)

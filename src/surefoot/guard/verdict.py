@@ -10,12 +10,11 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from surefoot.errors import TrainingDiverged
 from surefoot.guard.blame import culprits
 from surefoot.guard.policy import Policy
 from surefoot.records import Cause, Culprit, Event, StepRecord, TermRecord, Verdict
 
-__all__ = ["Facts", "Tally", "escalate", "landed", "learning_rates", "record_of"]
+__all__ = ["Facts", "Tally", "landed", "learning_rates", "reason_to_stop", "record_of"]
 
 
 _RATE_JUMP = 10.0
@@ -60,6 +59,8 @@ class Facts:
     loss_away: bool = False
     gradient_away: bool = False
     """After a spike: not back yet, see :class:`~surefoot.guard.spike.Spikes`."""
+    usual_norm: float = math.inf
+    """What a spike's gradient is shortened to."""
     spike_refused: bool = False
     stale: bool = False
     elements_finite: bool = False
@@ -166,25 +167,20 @@ def record_of(facts: Facts, tally: Tally) -> StepRecord:
     )
 
 
-def escalate(record: StepRecord, tally: Tally, policy: Policy) -> StepRecord:
-    """The record itself, unless the policy says that this refusal ends the run.
-
-    Raises:
-        TrainingDiverged: it does; the step was refused all the same.
-    """
+def reason_to_stop(record: StepRecord, tally: Tally, policy: Policy) -> str:
+    """Why the policy ends the run with this refusal; empty: it goes on."""
     if record.applied:
-        return record
+        return ""
     limit = policy.max_consecutive_refusals
-    harmless = record.cause in (Cause.OVERFLOW, Cause.SPIKE, Cause.STALE)
-    if policy.nonfinite == "raise" and not harmless:
-        raise TrainingDiverged(f"The policy asks to stop at once: {record}.", record=record)
+    asked = policy.spike if record.cause is Cause.SPIKE else policy.nonfinite
+    if asked == "raise" and record.cause not in (Cause.OVERFLOW, Cause.STALE):
+        return "The policy asks to stop at once."
     if tally.consecutive >= limit:
-        raise TrainingDiverged(
+        return (
             f"{limit} steps in a row were refused, so the run is stopped; the weights are those of "
-            f"the last applied step. The last refusal: {record}.",
-            record=record,
+            "the last applied step."
         )
-    return record
+    return ""
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
