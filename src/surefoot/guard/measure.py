@@ -138,7 +138,7 @@ def _sharded_norms(gradients: Sequence[Tensor]) -> Tensor:
                     "guard.step: a gradient is a partial sum over ranks; reduce it before the step "
                     "(FSDP2 and tensor parallel layers do so at the end of backward)."
                 )
-            if placement.is_shard():
+            if not placement.is_replicate():
                 axes.setdefault(gradient.device_mesh.get_group(axis), []).append(i)
     for group, places in axes.items():
         squares = norms[places].square()
