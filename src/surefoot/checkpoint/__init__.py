@@ -1,8 +1,10 @@
-"""Checkpoints that are whole or not there at all, and the random states a run goes on from."""
+"""Checkpoints that are whole or not there at all, and the way to go on from them exactly."""
 
 from surefoot.checkpoint.checkpoint import Checkpoint, Rejected
 from surefoot.checkpoint.manifest import FORMAT_VERSION
+from surefoot.checkpoint.order import SampleOrder
 from surefoot.checkpoint.run_state import capture_rng, restore_rng
+from surefoot.checkpoint.seeded import SeededSamples, sample_seed
 from surefoot.checkpoint.state import check_state
 from surefoot.checkpoint.store import CheckpointStore
 
@@ -11,7 +13,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "Rejected",
+    "SampleOrder",
+    "SeededSamples",
     "capture_rng",
     "check_state",
     "restore_rng",
+    "sample_seed",
 ]
