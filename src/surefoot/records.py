@@ -25,6 +25,7 @@ __all__ = [
     "StepRecord",
     "TermRecord",
     "Verdict",
+    "ranks_said",
 ]
 
 RECORD_VERSION = 2
@@ -63,6 +64,11 @@ class Event(Sentence):
         "gradient_spike",
         "the gradient norm was far above that of the accepted steps",
     )
+    GRADIENTS_KEPT = (
+        "gradients_kept",
+        "the gradients of the steps before were not zeroed and are part of this one",
+    )
+    GRADIENT_ZERO = "gradient_zero", "every gradient was exactly 0: nothing is learnt from this"
     DIVERGED = (
         "diverged",
         "the loss has left its valley: it stayed far above what it was, or crept away",
@@ -119,6 +125,9 @@ class StepRecord:
     sample_ids: tuple[str, ...] = field(default_factory=tuple)
     rank: int = field(default_factory=int)
     """Process that says so, 0 where there is only one."""
+    bad_ranks: tuple[int, ...] = field(default_factory=tuple)
+    """Processes of several that train together on which it went wrong; all of them know. Where this
+    one is none of them, ``loss``, ``terms``, ``sample_ids`` and ``fault`` are the first one's."""
     events: tuple[Event, ...] = field(default_factory=tuple)
     fault: ForwardFault | None = field(default_factory=lambda: None)
     """Where the first bad value came up; None where nobody looked."""
@@ -151,10 +160,10 @@ class StepRecord:
     def __str__(self) -> str:
         line = f"step {self.step}: {self.verdict}"
         if self.cause is not Cause.NONE:
-            line += f": {self.cause}"
+            line += f": {self.cause}{self._on_ranks}"
         if self.culprits:
             line += f" in {_some([f'{c.name} ({c.kind})' for c in self.culprits])}"
-        if self.fault is not None and self.fault.origin.located:
+        if self.fault is not None and self.fault.tells:
             line += f"; {self.fault}"
         if self.refused:
             bad = [t.name for t in self.terms if t.bad]
@@ -164,6 +173,10 @@ class StepRecord:
         if Event.ROLLED_BACK in self.events or Event.ROLLBACK_UNDONE in self.events:
             line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
         return line
+
+    @property
+    def _on_ranks(self) -> str:
+        return f" on {ranks_said(self.bad_ranks)}" if self.bad_ranks else ""
 
     def explain(self) -> str:
         """The whole story, several lines: what, where, by which term, on which samples, what next.
@@ -192,7 +205,7 @@ class StepRecord:
         values["fault"] = None if self.fault is None else self.fault.to_dict()
         values["events"] = [e.value for e in self.events]
         values["verdict"], values["cause"] = self.verdict.value, self.cause.value
-        for name in ("learning_rates", "sample_ids"):
+        for name in ("learning_rates", "sample_ids", "bad_ranks"):
             values[name] = [plain(v) for v in values[name]]
         return {name: plain(value) for name, value in values.items()}
 
@@ -220,10 +233,20 @@ class StepRecord:
         got["events"] = tuple(Event(e) for e in got.get("events", ()))
         got["learning_rates"] = tuple(float(v) for v in got.get("learning_rates", ()))
         got["sample_ids"] = tuple(got.get("sample_ids", ()))
+        got["bad_ranks"] = tuple(int(r) for r in got.get("bad_ranks", ()))
         for name in ("loss", "grad_norm", "clip_coefficient", "loss_scale"):
             if name in got:
                 got[name] = float(got[name])
         return cls(**got)
+
+
+def ranks_said(ranks: Sequence[int]) -> str:
+    """In words.
+
+    >>> ranks_said([1]), ranks_said([0, 2]), ranks_said(range(6))
+    ('rank 1', 'ranks 0, 2', 'ranks 0, 1, 2 and 3 more')
+    """
+    return f"rank{'s'[: len(ranks) - 1]} {_some([str(rank) for rank in ranks])}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -283,7 +306,9 @@ def _advice(record: StepRecord) -> str:
 
 
 def _story(record: StepRecord) -> str:
-    fault, lines = record.fault, [("Cause", str(record.cause))] if record.refused else []
+    fault, lines = record.fault, list[tuple[str, str]]()
+    if record.refused:
+        lines.append(("Cause", f"{record.cause}{record._on_ranks}"))
     if fault is not None:
         lines.append(("Where", str(fault)))
         given, made = _RANGES.get(fault.origin, ("  input", "  output"))

@@ -15,7 +15,7 @@ import surefoot
 from guard.conftest import ALL, FOLDED, OptimizerMaker, batch, loss_of, net, plain_run
 from surefoot.errors import TrainingDiverged, UsageError
 from surefoot.guard import Policy
-from surefoot.records import Cause
+from surefoot.records import Cause, Event
 from surefoot.shapes import LossTerms
 from surefoot.testing import State, bad_gradient
 
@@ -243,6 +243,55 @@ def test_an_observed_loss_is_in_the_record_with_its_terms_and_samples():
     assert (record.sample_ids, record.micro_batches) == (("image 0", "image 1"), 2)
     with pytest.raises(UsageError, match=r"the loss has shape \(8,\); a scalar was expected"):
         attachment.observe(torch.ones(8))
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_gradients_that_nobody_zeroes_are_told_once(tells):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    said = []
+    attachment = surefoot.attach(optimizer, model, on_record=said.append)
+
+    def forgetful() -> None:
+        for step in range(6):
+            loss = loss_of(model, *batch(step))
+            if tells:
+                attachment.observe(loss)
+            loss.backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"Call optimizer.zero_grad\(\) after") as told:
+        forgetful()
+    assert len(told) == 1
+    kept = [Event.GRADIENTS_KEPT in r.events for r in said]
+    assert kept == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_zeroed_gradients_are_no_leftovers_however_they_are_zeroed(to_none, micro_batches):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    said = []
+    surefoot.attach(optimizer, model, on_record=said.append)
+    for step in range(6):
+        for micro in range(micro_batches):
+            loss_of(model, *batch(10 * step + micro)).backward()
+        optimizer.step()
+        (optimizer if step % 2 else model).zero_grad(set_to_none=to_none)
+    assert not any(Event.GRADIENTS_KEPT in r.events for r in said)
+
+
+def test_parameters_that_never_had_a_gradient_are_listed_and_a_gradient_of_zero_is_told():
+    model = net()
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    attachment = surefoot.attach(optimizer, model)
+    (loss_of(model, *batch(0)) * 0.0).backward()
+    optimizer.step()
+    assert attachment.last is not None
+    assert Event.GRADIENT_ZERO in attachment.last.events
+    assert attachment.silent_parameters == ("0.weight",)
 
 
 def test_refusals_are_bounded_here_too():

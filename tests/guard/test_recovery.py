@@ -72,12 +72,17 @@ def poison(run: Run, what: str) -> str:
         if what == "moment NaN":
             run.optimizer.state[run.model[0].weight]["exp_avg"][0, 0] = math.nan
             return "exp_avg of 0.weight"
+        if what == "moment negative":
+            run.optimizer.state[run.model[0].weight]["exp_avg_sq"][0, 0] = -1.0
+            return "exp_avg_sq of 0.weight (negative)"
         run.model[1].running_var[2] = math.nan
         return "1.running_var"
 
 
 @both
-@pytest.mark.parametrize("what", ["weight NaN", "weight 1e30", "moment NaN", "buffer NaN"])
+@pytest.mark.parametrize(
+    "what", ["weight NaN", "weight 1e30", "moment NaN", "moment negative", "buffer NaN"]
+)
 @pytest.mark.parametrize("amp", [None, "fp16"])
 def test_a_damaged_state_is_named_and_put_back(decide, what, amp):
     clean = Run(decide, amp=amp)
@@ -92,6 +97,16 @@ def test_a_damaged_state_is_named_and_put_back(decide, what, amp):
     assert "went back to the last good snapshot" in str(told)
     state = State.of(run.model, run.optimizer).tensors
     assert all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point())
+    assert run.final_loss < 3 * clean.final_loss
+
+
+@both
+def test_a_second_moment_that_was_wiped_costs_some_steps_not_the_run(decide):
+    clean, run = Run(decide), Run(decide)
+    clean.go(120)
+    run.go(60)
+    run.optimizer.state[run.model[0].weight]["exp_avg_sq"].zero_()
+    run.go(60)
     assert run.final_loss < 3 * clean.final_loss
 
 

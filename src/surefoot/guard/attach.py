@@ -15,10 +15,12 @@ from surefoot.guard.apply import decides_on_device
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.hooked import HookedStep
+from surefoot.guard.leftovers import LeftoverWatch
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import ForeignScale
 from surefoot.guard.scaler_watch import ScalerWatch
-from surefoot.guard.stepper import Stepper, trains_together
+from surefoot.guard.stepper import Stepper
+from surefoot.guard.together import several_ranks, trains_together
 from surefoot.guard.verdict import Tally
 from surefoot.records import StepRecord
 from surefoot.shapes import LossTerms
@@ -85,7 +87,7 @@ weight (Inf)
         clip=as_clip(clip),
         policy=policy,
         on_device=decides_on_device(inner, decide, inner.param_groups[0]["params"][0].device),
-        together=trains_together(model) or _several_ranks(),
+        together=trains_together(model) or several_ranks(),
         repair=True,
     )
     scale = ForeignScale(inner, scaler, policy, stepper.table.device)
@@ -107,6 +109,7 @@ class Attachment:
         optimizer = stepper.optimizer
         self._hand = HookedStep(optimizer, stepper.table, lambda: stepper.recovery.rates(optimizer))
         stepper.hand = self._hand
+        self._leftovers = LeftoverWatch(stepper.table)
         self._window = Accumulation()
         self._under_way: StepRecord | None = None
         self._unsaid: StepRecord | None = None
@@ -126,8 +129,13 @@ class Attachment:
     @property
     def tally(self) -> Tally:
         """How many steps were applied and refused so far."""
-        self._settle()
+        self._read()
         return self._stepper.tally
+
+    @property
+    def silent_parameters(self) -> tuple[str, ...]:
+        """Names of the optimizer's parameters that never had a gradient: frozen by mistake?"""
+        return self._stepper.table.silent
 
     def observe(self, loss: Tensor | LossTerms | float, *, sample_ids: Sequence[str] = ()) -> None:
         """Tell the loss of a micro-batch before its step, which no hook can see.
@@ -146,7 +154,8 @@ class Attachment:
     def detach(self) -> None:
         """Take every hook off; optimizer and model are as they were before :func:`attach`."""
         self._hand.put_back()
-        self._settle()
+        self._read()
+        self._say()
         for handle in self._handles:
             handle.remove()
         if self._scaler_watch is not None:
@@ -179,11 +188,13 @@ class Attachment:
     def _judge(self) -> None:
         stale = self._settle()
         window, self._window = self._window, Accumulation()
+        self._stepper.gradients_kept = self._leftovers.before(window.micro_batches)
         if any(p.grad is not None for p in self._stepper.table.parameters):
             self._under_way = self._stepper.decide(window, window.micro_batches or 1, stale=stale)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._hand.put_back()
+        self._leftovers.after()
         record, self._under_way = self._under_way, None
         if record is None:
             return
@@ -210,6 +221,13 @@ class Attachment:
         finally:
             self._say()
 
+    def _read(self) -> None:
+        """The same, but for what has to wait for the next step because one rank alone may ask."""
+        if self._stepper.together:
+            self._stepper.read()
+        else:
+            self._settle()
+
     def _say(self) -> None:
         record, self._unsaid = self._unsaid, None
         if record is not None and self._on_record is not None:
@@ -218,7 +236,7 @@ class Attachment:
     # -- the guard's state travels in the optimizer's own checkpoint -------------------------------
 
     def _save(self, optimizer: Any, state: dict[str, Any]) -> None:
-        self._settle()
+        self._read()
         state[_KEY] = {
             "version": 2,
             "tally": asdict(self._stepper.tally),
@@ -252,12 +270,6 @@ def _innermost(optimizer: Any) -> torch.optim.Optimizer:
             "; attach before it is wrapped."
         )
     return optimizer
-
-
-def _several_ranks() -> bool:
-    """In somebody else's loop nothing but this tells that ranks share their gradients."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return ready and torch.distributed.get_world_size() > 1
 
 
 def _as_terms(loss: Tensor | float) -> LossTerms:

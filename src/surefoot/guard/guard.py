@@ -18,7 +18,13 @@ from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
-from surefoot.guard.stepper import Stepper, trains_together
+from surefoot.guard.stepper import Stepper
+from surefoot.guard.together import (
+    replicated_parts,
+    several_ranks,
+    trains_together,
+    want_the_wrapper,
+)
 from surefoot.guard.verdict import Tally
 from surefoot.records import StepRecord, Verdict
 from surefoot.shapes import LossTerms
@@ -76,7 +82,9 @@ class Guard:
             raise ConfigError(f"amp={amp!r}: 'bf16', 'fp16' or None.")
         device = optimizer.param_groups[0]["params"][0].device
         self.policy = policy or Policy()
-        self._model, self._device = model, device
+        self._device, self._replicated = device, replicated_parts(model)
+        together = trains_together(model)
+        self._alone = want_the_wrapper(model) if several_ranks() and not together else None
         self._accumulate, self._amp = accumulate, amp
         self._stepper = Stepper(
             model,
@@ -84,7 +92,7 @@ class Guard:
             clip=as_clip(clip),
             policy=self.policy,
             on_device=decides_on_device(optimizer, decide, device),
-            together=trains_together(model),
+            together=together,
         )
         self._scale = LossScale(self.policy, device) if amp == "fp16" else None
         self._stepper.scale = self._scale
@@ -94,14 +102,19 @@ class Guard:
     @property
     def applied_steps(self) -> int:
         """Optimizer steps applied so far."""
-        self._stepper.settle()
+        self._stepper.read()
         return self._stepper.tally.applied
 
     @property
     def refused_steps(self) -> int:
         """Optimizer steps refused so far."""
-        self._stepper.settle()
+        self._stepper.read()
         return self._stepper.tally.refused
+
+    @property
+    def silent_parameters(self) -> tuple[str, ...]:
+        """Names of the optimizer's parameters that never had a gradient: frozen by mistake?"""
+        return self._stepper.table.silent
 
     @contextmanager
     def autocast(self) -> Generator[None]:
@@ -110,9 +123,9 @@ class Guard:
         """
         if self._stepper.averages:
             self._stepper.settle()  # an average of buffers sees them before this forward moves them
-        if isinstance(self._model, nn.parallel.DistributedDataParallel):
-            closes = self._last_batch or self._window.micro_batches + 1 == self._accumulate
-            self._model.require_backward_grad_sync = closes
+        closes = self._last_batch or self._window.micro_batches + 1 == self._accumulate
+        for ddp in self._replicated:
+            ddp.require_backward_grad_sync = closes
         if self._amp is None:
             precision = nullcontext()
         else:
@@ -208,7 +221,7 @@ class Guard:
                 "micro-batches wait for their optimizer step and would be lost. Save after a step, "
                 "or call guard.flush() first."
             )
-        self._stepper.settle()
+        self._stepper.read()
         return {
             "version": 1,
             "tally": asdict(self._stepper.tally),
@@ -229,8 +242,10 @@ class Guard:
             self._scale.load_state_dict(state["scale"])
 
     def detach(self) -> None:
-        """Take the guard's hook off the model."""
-        self._stepper.settle()
+        """Take the guard's hooks off the model."""
+        self._stepper.read()
+        if self._alone is not None:
+            self._alone.remove()
         self._stepper.buffers.remove()
 
     def _backward(self, total: Tensor) -> None:

@@ -52,6 +52,12 @@ class ParameterTable:
         self.parameters = tuple(parameter for _, _, parameter, _ in found)
         self.groups = tuple(group for *_, group in found)
         self._shape = self._count()
+        self._seen: set[int] = set()
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Names of the parameters that no measured step had a gradient for."""
+        return tuple(name for i, name in enumerate(self.names) if i not in self._seen)
 
     def _count(self) -> tuple[int, ...]:
         return tuple(len(group["params"]) for group in self.optimizer.param_groups)
@@ -83,6 +89,8 @@ class ParameterTable:
                 "detached tensor, torch.no_grad) or they are frozen; the optimizer was given "
                 f"{self.names[0]!r} and others."
             )
+        if len(self._seen) < len(gradients):
+            self._seen.update(indices)
         norms = tensor_norms(present)
         return Measured(indices, present, norms, torch.linalg.vector_norm(norms))
 

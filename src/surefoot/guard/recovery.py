@@ -17,6 +17,8 @@ import torch
 
 from surefoot.guard.level import Level
 from surefoot.guard.policy import Policy
+from surefoot.guard.ranks import agree, share
+from surefoot.guard.replicas import Replicas
 from surefoot.guard.snapshot import Snapshot, TrainingState
 from surefoot.records import Culprit, Event, StepRecord
 
@@ -33,6 +35,8 @@ class Trouble(NamedTuple):
     culprits: tuple[Culprit, ...] = ()
     stop: str = ""
     """Why the run has to end; empty: it goes on."""
+    ranks: tuple[int, ...] = ()
+    """On which of several the state was bad."""
 
 
 class Recovery:
@@ -51,12 +55,15 @@ class Recovery:
         self._since_taken = self._since_rollback = 0
         self._refusals = self._high = 0
         self._level, self._level_before = Level(ratio=policy.drift_ratio), math.nan
+        self._replicas = Replicas(state) if together else None
         self.rollbacks = self._slow_steps = 0
 
     def begin(self) -> None:
         """Before the first step: the state one starts from is the first to fall back to."""
         if self._policy.snapshot_interval and self._proven is None:
             self._proven = self._take()
+            if self._replicas is not None:
+                self._replicas.begin()
 
     def after(self, record: StepRecord, *, far_off: tuple[bool, bool]) -> Trouble | None:
         """Look at a step that is over; the state is the one it left.
@@ -77,13 +84,19 @@ class Recovery:
         suspicious = often or self._high == 1
         if suspicious or self._since_taken >= self._policy.snapshot_interval:
             faults = self._proven.faults(self._state)
-            if self._agree(bool(faults)):
+            if not self._together and faults:
                 return self._mend(faults)
+            if self._together and agree(bool(faults)):  # a shard may be bad on a single rank
+                return self._mend(*share(faults))
         drifted = self._follow_level(record)
         if self._before is not None:
             return self._weigh(record)
         if drifted or self._high >= self._policy.divergence_patience:
             return self._leave_valley()
+        if self._replicas is not None and self._due(record):
+            drift = self._replicas.drifted(self._proven)
+            if drift is not None:
+                return self._mend(*drift)
         self._keep(record)
         return None
 
@@ -113,29 +126,23 @@ class Recovery:
             for group, rate in zip(optimizer.param_groups, usual, strict=True):
                 group["lr"] = rate
 
-    def _agree(self, flag: bool) -> bool:
-        """True on every rank when it is on one: a shard may be bad on a single rank."""
-        if not self._together:
-            return flag
-        vote = torch.tensor(float(flag))
-        if torch.distributed.get_backend() == "nccl":
-            vote = vote.cuda()
-        torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX)
-        return bool(vote)
-
     def _take(self) -> Snapshot:
         snapshot = self._spare.pop()
         snapshot.take(self._state)
         return snapshot
 
-    def _keep(self, record: StepRecord) -> None:
+    def _due(self, record: StepRecord) -> bool:
+        """Whether it is time for the next snapshot."""
         calm = record.applied and not self._high and self._level.in_valley
+        return calm and self._since_taken >= self._policy.snapshot_interval
+
+    def _keep(self, record: StepRecord) -> None:
         if self._candidate is not None and self._high:
             self._candidate = self._release(self._candidate)
         elif self._candidate is not None and self._since_taken >= self._policy.snapshot_survives:
             self._proven, old = self._candidate, self._proven
             self._candidate = self._release(old)
-        if self._since_taken >= self._policy.snapshot_interval and calm:
+        if self._due(record):
             self._candidate = self._release(self._candidate)
             self._candidate, self._since_taken = self._take(), 0
 
@@ -143,11 +150,12 @@ class Recovery:
         if snapshot is not None:
             self._spare.append(snapshot)
 
-    def _mend(self, faults: tuple[Culprit, ...]) -> Trouble:
+    def _mend(self, faults: tuple[Culprit, ...], ranks: tuple[int, ...] = ()) -> Trouble:
         """The state is bad: it cannot be trained on."""
         if self._policy.bad_state == "raise":
-            return Trouble((), faults, "The state has gone bad and the policy asks to stop then.")
-        return self._go_back((), faults)
+            reason = "The state has gone bad and the policy asks to stop then."
+            return Trouble((), faults, reason, ranks)
+        return self._go_back((), faults)._replace(ranks=ranks)
 
     def _go_back(self, events: tuple[Event, ...], faults: tuple[Culprit, ...] = ()) -> Trouble:
         assert self._proven is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,25 @@ from surefoot.guard.buffers import BufferKeeper
 from surefoot.guard.measure import ParameterTable
 from surefoot.records import Culprit
 
-__all__ = ["Snapshot", "TrainingState"]
+__all__ = ["Replica", "Snapshot", "TrainingState"]
 
 _ABSURD_GROWTH = 1e4
 _ABSURD_FLOOR = 1e3
 """A weight is absurd when its norm is above both: this, and 10,000 times its norm when it was kept.
 One that a flipped bit sends to 1e30 is far beyond; no learning rate that trains comes near. Moments
 and buffers have no such bound: they follow the gradients and the inputs."""
+
+
+class Replica(NamedTuple):
+    """A weight that lies whole on this rank, and what the optimizer keeps of it, by name."""
+
+    name: str
+    weight: Tensor
+    kept: dict[str, Tensor]
+
+
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum of ")
+"""Adam and its kin, AMSGrad, RMSprop and Adadelta, Adagrad."""
 
 
 class TrainingState:
@@ -44,6 +57,15 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name; what the optimizer keeps is called ``exp_avg of layer.weight``."""
         return dict(self._walk())
+
+    def replicas(self) -> Iterator[Replica]:
+        """The weights that are not in shards; other ranks may hold copies of them."""
+        for name, parameter in self._parameters():
+            if not isinstance(parameter, DTensor):
+                kept: dict[str, Any] = self._table.optimizer.state.get(parameter, {})
+                tensors = {f"{k} of {name}": kept[k] for k in sorted(kept)}
+                whole = {k: v for k, v in tensors.items() if type(v) is Tensor}
+                yield Replica(name, parameter, whole)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
         held: set[int] = set()
@@ -92,6 +114,10 @@ class Snapshot:
             torch._foreach_copy_(list(self._kept.values()), list(now.values()))
         self.norms = norms_of(now)
 
+    def kept(self, name: str) -> Tensor | None:
+        """This copy of one tensor."""
+        return self._kept.get(name)
+
     def restore(self, state: TrainingState) -> None:
         """Put the copy back."""
         now = {name: _local(tensor) for name, tensor in state.tensors().items()}
@@ -108,12 +134,28 @@ class Snapshot:
         and going back would not mend it.
         """
         weights, found = state.weights(), list[Culprit]()
-        for name, norm in norms_of(state.tensors()).items():
+        tensors = state.tensors()
+        found.extend(Culprit(f"{name} (negative)", value) for name, value in _negative(tensors))
+        for name, norm in norms_of(tensors).items():
             then = self.norms.get(name, 0.0)
             absurd = name in weights and norm > max(_ABSURD_FLOOR, _ABSURD_GROWTH * then)
             if math.isfinite(then) and (absurd or not math.isfinite(norm)):
                 found.append(Culprit(name, norm))
         return tuple(found[:16])
+
+
+def _negative(tensors: dict[str, Tensor]) -> list[tuple[str, float]]:
+    """What is a mean of squares and has gone below 0: its root is NaN at the next step."""
+    squares = {n: _local(t) for n, t in tensors.items() if _is_mean_of_squares(n)}
+    squares = {n: t for n, t in squares.items() if t.numel() and t.is_floating_point()}
+    if not squares:
+        return []
+    least = torch.stack([t.min().to("cpu", torch.float64) for t in squares.values()]).tolist()
+    return [(name, value) for name, value in zip(squares, least, strict=True) if value < 0.0]
+
+
+def _is_mean_of_squares(name: str) -> bool:
+    return name.startswith(_SQUARES) or name.endswith("running_var")
 
 
 def norms_of(tensors: dict[str, Tensor]) -> dict[str, float]:

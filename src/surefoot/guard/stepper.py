@@ -8,7 +8,6 @@ from itertools import compress
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from surefoot.errors import TrainingDiverged
 from surefoot.guard.accumulation import Accumulation
@@ -20,6 +19,7 @@ from surefoot.guard.clip import Clip
 from surefoot.guard.history import History
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
+from surefoot.guard.ranks import compare
 from surefoot.guard.recovery import Recovery
 from surefoot.guard.scale import ForeignScale, LossScale
 from surefoot.guard.shorten import Shortener
@@ -33,9 +33,9 @@ from surefoot.guard.verdict import (
     reason_to_stop,
     record_of,
 )
-from surefoot.records import Event, StepRecord
+from surefoot.records import Cause, Event, StepRecord
 
-__all__ = ["Stepper", "trains_together"]
+__all__ = ["Stepper"]
 
 
 class Stepper:
@@ -72,6 +72,8 @@ class Stepper:
         self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
         self._pending: LazyRecord | None = None
         self._far_off = (False, False)
+        self.gradients_kept = False
+        """Somebody else's loop did not zero them after the last step."""
 
     def close(self, micro: Accumulation, accumulate: int) -> StepRecord:
         """Judge the window's gradients and apply or refuse them; they are gone afterwards.
@@ -121,6 +123,15 @@ class Stepper:
             self._state.forward_ahead = False
         return Event.ROLLED_BACK in pending.events
 
+    def read(self) -> None:
+        """Let the last step's verdict count. Whatever it asks of other ranks has to wait for the
+        next step: one of them alone may want to know.
+        """
+        if not self.together:
+            self.settle()
+        elif self._pending is not None:
+            self._pending.resolve()
+
     def follow(self, record: StepRecord) -> StepRecord:
         """Mend the state if the record shows that it is bad; stop if the policy says so.
 
@@ -129,8 +140,11 @@ class Stepper:
         """
         if record is self._pending:
             return record  # followed when it has arrived
+        if self.together and record.refused and record.cause not in (Cause.STALE, Cause.SPIKE):
+            compare(record, self.table.names)
         trouble = self.recovery.after(record, far_off=self._far_off)
         if trouble is not None:
+            record.__dict__["bad_ranks"] = tuple(sorted({*record.bad_ranks, *trouble.ranks}))
             record.__dict__["events"] = (*record.events, *trouble.events)
             record.__dict__["culprits"] = (*record.culprits, *trouble.culprits)[:16]
             if Event.ROLLBACK_UNDONE in trouble.events:
@@ -156,6 +170,7 @@ class Stepper:
             term_names=micro.names,
             term_weights=micro.weights,
             learning_rates=rates,
+            gradients_kept=self.gradients_kept,
             rate_jumped=self.tally.rate_jumps(rates, self._policy.window_warmup),
             micro_batches=micro.micro_batches,
             accumulate=accumulate,
@@ -311,10 +326,3 @@ class Stepper:
             for scheduler in self.schedulers:
                 scheduler.step()
         return record
-
-
-def trains_together(model: nn.Module) -> bool:
-    """Whether other ranks hold the same model, so that all have to come to one verdict."""
-    return isinstance(model, nn.parallel.DistributedDataParallel) or any(
-        isinstance(p, DTensor) for p in model.parameters()
-    )

@@ -54,6 +54,7 @@ class Facts:
     """Whether a bad loss alone refuses. Not where ranks train together: each sees its own loss, but
     all see the same gradient, and they have to decide alike."""
     rate_jumped: bool = False
+    gradients_kept: bool = False
     loss_spike: bool = False
     gradient_spike: bool = False
     loss_away: bool = False
@@ -214,6 +215,8 @@ def _events(facts: Facts) -> tuple[Event, ...]:
     happened = {
         Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
         Event.RATE_JUMPED: facts.rate_jumped,
+        Event.GRADIENTS_KEPT: facts.gradients_kept,
+        Event.GRADIENT_ZERO: facts.total_norm == 0.0,
         Event.LOSS_SPIKE: facts.loss_spike,
         Event.GRADIENT_SPIKE: facts.gradient_spike,
         Event.PARTIAL_WINDOW: facts.micro_batches < facts.accumulate,
