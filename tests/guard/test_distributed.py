@@ -3,87 +3,149 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
+import surefoot
 from guard.conftest import batch, loss_of, net
-from surefoot.guard import Guard
-from surefoot.guard.measure import tensor_norms
+from guard.ranks import fingerprints, spread, world
+from surefoot.errors import TrainingDiverged
+from surefoot.guard import Guard, Policy
+from surefoot.records import Cause, Event
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _train(rank: int, world: int, folder: str, sharded: bool, amp: str | None) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
-    model: nn.Module = net()
-    if sharded:
-        fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-    else:
-        model = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    guard = Guard(model, optimizer, clip=0.5, amp=amp)  # type: ignore[arg-type]
-    lines = []
-    for step in range(6):
-        images, labels = batch(10 * step + rank)
-        if step == 2 and rank == 1:
-            images = images * math.nan
-        with guard.autocast():
-            loss = loss_of(model, images, labels)
-        record = guard.step(loss)
-        lines.append(
-            f"{record.verdict.value} {record.cause.value} {record.rank} {record.grad_norm!r} "
-            f"{record.loss_scale}"
-        )
-    weights = {
-        name: p.full_tensor() if isinstance(p, DTensor) else p.detach()
-        for name, p in model.named_parameters()
-    }
-    buffers_finite = all(bool(torch.isfinite(b).all()) for b in model.buffers())
-    torch.save({"lines": lines, "weights": weights, "finite": buffers_finite}, f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+class Run:
+    """A few steps on data of each rank's own; ``go`` leaves steps out, ``spoil`` makes them bad."""
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        way: str = "guard",
+        kind: str = "ddp",
+        amp: str | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        decide: str = "host",
+        policy: Policy | None = None,
+        wrapping: dict[str, Any] | None = None,
+    ) -> None:
+        self.rank, self.way, self.amp, self.accumulate = rank, way, amp, accumulate
+        self.model = spread(net(), kind, **(wrapping or {}))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, fused=True)
+        self.records: list[Any] = []
+        self.scaler = torch.amp.GradScaler("cpu", enabled=amp == "fp16" and way == "attach")
+        settings = {"clip": clip, "policy": policy, "decide": decide}
+        if way == "guard":
+            settings |= {"accumulate": accumulate, "amp": amp}
+            self.guard = Guard(self.model, self.optimizer, **settings)
+        else:
+            self.attachment = surefoot.attach(
+                self.optimizer,
+                self.model,
+                scaler=self.scaler,
+                on_record=self.records.append,
+                **settings,
+            )
+
+    def go(self, steps: Any, *, spoil: Any = ()) -> None:
+        for step in steps:
+            for micro in range(self.accumulate):
+                images, labels = batch(1000 * step + 100 * micro + self.rank)
+                if (step, micro, self.rank) in spoil:
+                    images = images * math.nan
+                (self._ours if self.way == "guard" else self._theirs)(micro, images, labels)
+
+    def _ours(self, micro: int, images: torch.Tensor, labels: torch.Tensor) -> None:
+        with self.guard.autocast():
+            loss = loss_of(self.model, images, labels)
+        record = self.guard.step(loss, sample_ids=[f"of rank {self.rank}"])
+        if micro + 1 == self.accumulate:
+            self.records.append(record)
+
+    def _theirs(self, micro: int, images: torch.Tensor, labels: torch.Tensor) -> None:
+        closes = micro + 1 == self.accumulate
+        replicated = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        with self.model.no_sync() if replicated and not closes else nullcontext():
+            with torch.autocast("cpu", AMP.get(self.amp), enabled=self.amp is not None):
+                loss = loss_of(self.model, images, labels)
+            self.attachment.observe(loss)
+            self.scaler.scale(loss / self.accumulate).backward()
+        if closes:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+
+    def end(self) -> dict[str, Any]:
+        if self.way == "guard":
+            self.guard.flush()
+            self.guard.detach()
+        else:
+            self.attachment.detach()
+        return {
+            "records": [r.to_dict() for r in self.records],
+            "said": [str(r) for r in self.records],
+            "prints": fingerprints(self.model, self.optimizer),
+            "finite": all(bool(torch.isfinite(b).all()) for b in self.model.buffers()),
+            "scale": self.scaler.get_scale(),
+        }
 
 
-@pytest.mark.parametrize(("sharded", "amp"), [(False, None), (False, "fp16"), (True, None)])
-def test_one_ranks_nan_batch_is_refused_by_all_and_leaves_them_identical(
-    tmp_path: Path, sharded: bool, amp: str | None
-):
-    torch.multiprocessing.start_processes(  # type: ignore[attr-defined]
-        _train, (2, str(tmp_path), sharded, amp), nprocs=2, start_method="spawn"
-    )
-    first, second = (torch.load(tmp_path / str(r), weights_only=True) for r in (0, 1))
-    split = [[line.split() for line in rank["lines"]] for rank in (first, second)]
-    assert [line[0] for line in split[0]] == ["applied"] * 2 + ["refused"] + ["applied"] * 3
-    assert [[*line[:1], *line[3:]] for line in split[0]] == [
-        [*line[:1], *line[3:]] for line in split[1]
-    ]
-    bad_loss = "nonfinite_loss"
-    assert (split[0][2][1] != bad_loss, split[1][2][1]) == (True, bad_loss)
-    assert [line[2] for line in split[1]] == ["1"] * 6
-    assert first["finite"]
-    assert second["finite"]
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name]), name
-        assert torch.isfinite(weight).all()
+def alike(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first rank's report, once it is known that the others' weights and verdicts are equal."""
+    for report in ranks:
+        assert report["prints"] == ranks[0]["prints"]
+        assert report["finite"]
+        assert report["scale"] == ranks[0]["scale"]
+        for key in ("verdict", "cause", "grad_norm", "loss_scale", "bad_ranks"):
+            ours, firsts = ([r[key] for r in one["records"]] for one in (report, ranks[0]))
+            assert ours == firsts, key
+        refused = [[r for r in one["said"] if "refused" in r] for one in (report, ranks[0])]
+        assert refused[0] == refused[1]
+    return ranks[0]
 
 
-def test_13_norms_of_mixed_sharded_and_replicated_gradients_are_those_of_the_whole(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        fully_shard(model[0], mesh=init_device_mesh("cpu", (1,)))
-        model(torch.ones(3, 4)).square().sum().backward()
-        gradients = [p.grad for p in model.parameters()]
-        assert any(isinstance(g, DTensor) for g in gradients)
-        whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in gradients]
-        torch.testing.assert_close(tensor_norms(gradients), tensor_norms(whole))
-    finally:
-        torch.distributed.destroy_process_group()
+def one_bad_batch(rank: int, *, leave_out: bool = False, **settings: Any) -> dict[str, Any]:
+    run = Run(rank, **settings)
+    bad = (2, run.accumulate - 1, 1)
+    run.go([s for s in range(6) if s != 2 or not leave_out], spoil={bad})
+    return run.end()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["guard", "attach"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"clip": 0.5, "decide": "device"},
+        {"amp": "bf16", "clip": 0.5},
+        {"accumulate": 2, "clip": 0.5},
+        {"amp": "fp16", "decide": "device"},
+        {"amp": "fp16", "accumulate": 2, "clip": 0.5},
+    ],
+    ids=lambda how: "-".join(map(str, how.values())) or "plain",
+)
+def test_one_ranks_nan_batch_is_refused_by_all_and_leaves_no_trace(size, kind, way, how):
+    settings = {"kind": kind, "way": way, **how}
+    told = alike(world(size).run(one_bad_batch, **settings))
+    fp16 = how.get("amp") == "fp16"
+    verdicts = [r["verdict"] for r in told["records"]]
+    refused = verdicts.index("refused")
+    assert verdicts.count("refused") == 1
+    assert told["records"][refused]["bad_ranks"] == [1]
+    said = told["said"][refused]
+    assert said.count("the loss was NaN or Inf on rank 1") == 1
+    assert "conv" not in said
+    if way == "guard":
+        assert said.endswith("; on " + ", ".join(["of rank 1"] * how.get("accumulate", 1)))
+    if not fp16:  # the scale that is backed off changes what fp16 rounds to zero
+        clean = alike(world(size).run(one_bad_batch, leave_out=True, **settings))
+        assert told["prints"] == clean["prints"]

@@ -1,0 +1,112 @@
+"""Several processes that train together, started once and given one scenario after another."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from surefoot.testing import State
+
+_PATIENCE = 60.0
+"""Seconds until a scenario counts as hanging."""
+
+
+class World:
+    """So many gloo processes; :meth:`run` gives every rank the same call."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        store = tempfile.mkdtemp() + "/store"
+        self._pipes, self._processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, size, store), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, scenario: Callable[..., Any], **settings: Any) -> list[Any]:
+        """What ``scenario(rank, **settings)`` returned, by rank."""
+        for pipe in self._pipes:
+            pipe.send((scenario, settings))
+        results = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(_PATIENCE):
+                world.cache_clear()
+                for process in self._processes:
+                    process.terminate()
+                raise AssertionError(f"rank {rank} did not come back from {scenario.__name__}")
+            fine, result = pipe.recv()
+            if not fine:
+                world.cache_clear()
+                raise AssertionError(f"rank {rank}:\n{result}")
+            results.append(result)
+        return results
+
+
+@cache
+def world(size: int) -> World:
+    """The one world of this size; it ends with this process."""
+    return World(size)
+
+
+def _serve(pipe: Any, rank: int, size: int, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=_PATIENCE / 2),
+    )
+    while True:
+        scenario, settings = pipe.recv()
+        try:
+            pipe.send((True, scenario(rank, **settings)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+def mesh() -> DeviceMesh:
+    """All ranks in one row."""
+    return init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+
+
+def spread(model: nn.Module, kind: str, **settings: Any) -> nn.Module:
+    """The model as its ranks hold it: ``ddp`` replicated, ``fsdp`` in shards."""
+    if kind == "fsdp":
+        return fully_shard(model, mesh=mesh(), **settings)
+    return nn.parallel.DistributedDataParallel(model, **settings)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor in one piece."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def fingerprints(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Of the bits of every weight and of everything the optimizer keeps; buffers are each rank's.
+
+    Sharded tensors count as a whole, so every rank has to ask.
+    """
+    weights = nn.ParameterDict()
+    found = {name: whole(p) for name, p in model.named_parameters()}
+    state = State.of(weights, optimizer).tensors
+    found |= {name: whole(t) for name, t in state.items()}
+    return {name: hashlib.sha1(bytes_of(t)).hexdigest() for name, t in found.items()}
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
