@@ -174,6 +174,12 @@ class ForwardFault:
     """What else is to be said."""
 
     @property
+    def tells(self) -> bool:
+        """Whether it says more than the cause of the refusal does."""
+        vague = (Origin.AFTER, Origin.BACKWARD)
+        return self.origin.located and (self.origin not in vague or bool(self.value))
+
+    @property
     def where(self) -> str:
         """The module, or the model itself, with its class."""
         name = self.module or "the model"

@@ -68,7 +68,7 @@ def attach(
     >>> optimizer.step()
     >>> print(attachment.last)
     step 0: the step was refused; everything is as it was before it: a gradient was NaN or Inf in \
-weight (Inf)
+weight (Inf); the model's own input was not finite: Inf in input[0]
     """
     inner = _innermost(optimizer)
     if isinstance(inner, torch.optim.LBFGS):
@@ -150,6 +150,7 @@ class Attachment:
         with torch.no_grad():
             terms = loss if isinstance(loss, LossTerms) else _as_terms(loss)
             self._window.add(terms, terms.total, sample_ids)
+            self._stepper.inspector.end(terms.total, sample_ids, None)
 
     def detach(self) -> None:
         """Take every hook off; optimizer and model are as they were before :func:`attach`."""
@@ -161,6 +162,7 @@ class Attachment:
         if self._scaler_watch is not None:
             self._scaler_watch.remove()
         self._stepper.buffers.remove()
+        self._stepper.inspector.remove()
         self._stepper.optimizer.__dict__.pop(_KEY, None)
 
     # -- the step, from the hooks -----------------------------------------------------------------

@@ -16,6 +16,7 @@ from surefoot.guard.accumulation import Accumulation, as_terms
 from surefoot.guard.apply import decides_on_device
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
+from surefoot.guard.kept import Recompute
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.stepper import Stepper
@@ -62,7 +63,8 @@ class Guard:
     >>> guard.step(model(torch.ones(4, 2)).mean()).applied
     True
     >>> print(guard.step(model(torch.full((4, 2), torch.nan)).mean()))
-    step 1: the step was refused; everything is as it was before it: the loss was NaN or Inf
+    step 1: the step was refused; everything is as it was before it: the loss was NaN or Inf; the \
+model's own input was not finite: NaN in input[0]
     """
 
     def __init__(
@@ -126,10 +128,12 @@ class Guard:
         closes = self._last_batch or self._window.micro_batches + 1 == self._accumulate
         for ddp in self._replicated:
             ddp.require_backward_grad_sync = closes
-        if self._amp is None:
+        dtype = None if self._amp is None else _AMP[self._amp]
+        self._stepper.inspector.begin(dtype)
+        if dtype is None:
             precision = nullcontext()
         else:
-            precision = torch.autocast(self._device.type, dtype=_AMP[self._amp])
+            precision = torch.autocast(self._device.type, dtype=dtype)
         with precision:
             yield
 
@@ -151,12 +155,22 @@ class Guard:
         self._last_batch = False
         self._stepper.settle()
 
-    def step(self, loss: Tensor | LossTerms, *, sample_ids: Sequence[str] = ()) -> StepRecord:
+    def step(
+        self,
+        loss: Tensor | LossTerms,
+        *,
+        sample_ids: Sequence[str] = (),
+        recompute: Recompute | None = None,
+    ) -> StepRecord:
         """One micro-batch: backward, and on the window's last one the whole step.
 
         Args:
             loss: a scalar, or named terms.
             sample_ids: names of the batch's samples; the record carries them.
+            recompute: computes this loss again, called without arguments and only to look into a
+                refusal; give ``functools.partial(compute, batch)``, for a lambda would see the next
+                batch. It runs with the random numbers and the precision of then and must not call
+                ``backward``.
 
         Returns:
             What happened. Where the verdict falls on the device the values are read when they are
@@ -170,11 +184,20 @@ class Guard:
         total = terms.total
         window = self._window
         window.add(terms, total, sample_ids)
+        inspector, scale = (
+            self._stepper.inspector,
+            1.0 if self._scale is None else self._scale.value,
+        )
+        inspector.end(total, sample_ids, recompute)
         # Where ranks train together the others wait for this one's gradients: backward runs.
         look = not (self._stepper.on_device or self._stepper.together)
         if look and not math.isfinite(float(total.detach())):
+            if not window.poisoned:
+                inspector.suspect(terms, float(scale))
             window.poison(sample_ids)
         if not window.poisoned:
+            if window.micro_batches == 1:
+                inspector.sample(terms, self._stepper.tally.step, scale)
             self._backward(total)
         if window.micro_batches < self._accumulate and not self._last_batch:
             return self._accumulated(total)
@@ -247,6 +270,7 @@ class Guard:
         if self._alone is not None:
             self._alone.remove()
         self._stepper.buffers.remove()
+        self._stepper.inspector.remove()
 
     def _backward(self, total: Tensor) -> None:
         if self._accumulate > 1:

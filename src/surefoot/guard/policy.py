@@ -75,6 +75,12 @@ class Policy:
     """After a rollback learning rates are multiplied by this..."""
     rollback_steps: int = 100
     """...for so many applied steps, whatever the schedule."""
+    inspect_refusals: int = 8
+    """So many refusals are looked into (the forward pass is run again), and after them every one
+    whose number is a power of two; 0: none, and nothing is kept for it."""
+    term_gradients_every: int = 500
+    """Steps between two looks at the gradient of each loss term alone, which cost one backward pass
+    more than there are terms; 0: only when a step was refused."""
     initial_scale: float = 2.0**16
     """First loss scale (fp16 only)."""
     growth_factor: float = 2.0
@@ -109,6 +115,9 @@ class Policy:
             )
         if not 0.0 < self.rollback_rate <= 1.0:
             raise ConfigError(f"Policy.rollback_rate: in (0, 1], not {self.rollback_rate}.")
+        for name in ("inspect_refusals", "term_gradients_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Policy.{name}: at least 0, not {getattr(self, name)}.")
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Policy.{name}: at least 1, not {getattr(self, name)}.")

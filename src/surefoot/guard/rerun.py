@@ -148,6 +148,7 @@ def left_alone(model: nn.Module, before: Mapping[str, Tensor]) -> Generator[None
         try:
             yield
         finally:
+            _reshard(model)
             for module, name, buffer, kept in buffers:
                 module._buffers[name] = buffer
                 _put(buffer, kept)
@@ -191,6 +192,15 @@ def _no_exchange(ddp: nn.parallel.DistributedDataParallel) -> Generator[None]:
         yield
     finally:
         ddp.require_backward_grad_sync, ddp.require_forward_param_sync = before
+
+
+def _reshard(model: nn.Module) -> None:
+    """Weights that FSDP2 gathered for a forward pass without a backward pass would stay as they
+    are now, whatever the optimizer does to the shards.
+    """
+    for module in model.modules():
+        if "FSDPModule" in (kind.__name__ for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from surefoot.errors import TrainingDiverged
 from surefoot.guard.accumulation import Accumulation
 from surefoot.guard.apply import Hand, OwnStep, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
-from surefoot.guard.blame import all_finite
+from surefoot.guard.blame import all_finite, with_ranges
 from surefoot.guard.buffers import BufferKeeper
 from surefoot.guard.clip import Clip
 from surefoot.guard.history import History
+from surefoot.guard.inspector import Inspector
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.ranks import compare
@@ -68,6 +69,7 @@ class Stepper:
         self._model, self._policy = model, policy
         self._state = TrainingState(model, self.table, self.averages, self.buffers)
         self.recovery = Recovery(self._state, policy, together=together)
+        self.inspector = Inspector(model, self.table, self.buffers, policy, together=together)
         self.hand: Hand = OwnStep(optimizer, lambda: self.recovery.rates(optimizer))
         self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
         self._pending: LazyRecord | None = None
@@ -97,6 +99,7 @@ class Stepper:
             stale: what :meth:`settle` has just answered.
         """
         facts = replace(self._facts(micro, accumulate), stale=stale)
+        self.inspector.window_closed(facts.step)
         if micro.poisoned or stale:
             return self._refuse_unmeasured(micro, facts)
         self.recovery.begin()
@@ -140,6 +143,7 @@ class Stepper:
         """
         if record is self._pending:
             return record  # followed when it has arrived
+        self.inspector.inspect(record)  # before anything is rolled back
         if self.together and record.refused and record.cause not in (Cause.STALE, Cause.SPIKE):
             compare(record, self.table.names)
         trouble = self.recovery.after(record, far_off=self._far_off)
@@ -239,7 +243,12 @@ class Stepper:
                 ),
             )
             facts = replace(facts, next_scale=float(self.scale.value))
-        return self._conclude(facts)
+        record = self._conclude(facts)
+        if not facts.good:
+            by_name = dict(zip(facts.names, measured.gradients, strict=True))
+            found = with_ranges(record.culprits, by_name, facts.unit)
+            record.__dict__["culprits"] = found
+        return record
 
     def _watch_for_spikes(self, facts: Facts) -> Facts:
         if not (facts.finite and isinstance(self.spikes, HostSpikes)):
@@ -319,7 +328,7 @@ class Stepper:
     def _conclude(self, facts: Facts) -> StepRecord:
         self.tally.count(good=facts.good)
         self._far_off = facts.far_off
-        record = record_of(facts, self.tally)
+        record = self.inspector.add_samples(record_of(facts, self.tally))
         if facts.good:
             for averaged in self.averages:
                 averaged.update_parameters(self._model)

@@ -1,0 +1,188 @@
+"""Asks of a refused step what it died of: runs it again under hooks, when nobody is looking.
+
+Not every refusal is looked into: the first few, and then every one whose number is a power of two.
+A NaN at every seventh step so costs a handful of forward passes and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from surefoot.guard.arrival import Arrival
+from surefoot.guard.buffers import BufferKeeper
+from surefoot.guard.inquiry import Inquiry
+from surefoot.guard.kept import ForwardKeeper, MicroBatch, Recompute
+from surefoot.guard.measure import ParameterTable
+from surefoot.guard.policy import Policy
+from surefoot.guard.ranks import agree
+from surefoot.guard.rerun import CAN_HAPPEN, left_alone
+from surefoot.guard.terms import finite_alone, term_gradients, with_gradients
+from surefoot.records import Cause, ForwardFault, Origin, StepRecord
+from surefoot.shapes import LossTerms
+
+__all__ = ["Inspector"]
+
+_MOST_SAMPLES = 16
+_FINITE = (Cause.SPIKE, Cause.NORM_OVERFLOW)
+_Gradients = list[tuple[float, float]]
+
+
+@dataclass
+class _Case:
+    """One closed window, until its verdict is known."""
+
+    window: list[MicroBatch]
+    suspect: int | None = None
+    """The micro-batch whose loss was seen to be bad."""
+    suspect_terms: _Gradients = field(default_factory=list)
+    sampled: Arrival | None = None
+
+
+class Inspector:
+    """Keeps what the step's forward passes were called with, and looks into refusals.
+
+    Args:
+        model: the one in training.
+        table: its parameters.
+        buffers: and its buffers, as they were before the step.
+        policy: how often.
+        together: whether other processes train the same model; they have to do all this alike.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: ParameterTable,
+        buffers: BufferKeeper,
+        policy: Policy,
+        *,
+        together: bool,
+    ) -> None:
+        self._model, self._table, self._buffers = model, table, buffers
+        self._policy, self._together = policy, together
+        self._agree = agree if together else bool
+        self._sharded = any(isinstance(p, DTensor) for p in table.parameters)
+        self._keeper = None
+        if policy.inspect_refusals:
+            self._keeper = ForwardKeeper(model, {p.device for p in table.parameters})
+        self._count = 0
+        self._cases: dict[int, _Case] = {}
+        self._open = _Case([])
+        self._samples_fail = False
+
+    # -- while a window is open -------------------------------------------------------------------
+
+    def begin(self, autocast: torch.dtype | None) -> None:
+        """A micro-batch's forward passes start here, in this precision."""
+        if self._keeper is not None:
+            self._keeper.begin(autocast)
+
+    def end(
+        self, total: Tensor | None, sample_ids: Sequence[str], recompute: Recompute | None
+    ) -> None:
+        """A micro-batch's loss is known."""
+        if self._keeper is not None:
+            self._keeper.end(total, sample_ids, recompute)
+
+    def suspect(self, terms: LossTerms, scale: float) -> None:
+        """The loss of the last micro-batch is not finite, and its graph is still alive."""
+        if self._keeper is None:
+            return
+        self._open.suspect = self._keeper.micro_batches - 1
+        if self._due(self._count + 1) and len(terms.names) > 1 and not self._sharded:
+            try:
+                self._open.suspect_terms = finite_alone(terms, self._table.parameters, scale)
+            except CAN_HAPPEN:
+                self._open.suspect_terms = []
+
+    def sample(self, terms: LossTerms, step: int, scale: Tensor | float) -> None:
+        """In a healthy step, now and then: how long each term's gradient is, and where it points.
+
+        The graph is still needed for the step's own backward pass and stays alive.
+        """
+        every = self._policy.term_gradients_every
+        due = every and step and step % every == 0
+        if not due or len(terms.names) < 2 or self._sharded or self._samples_fail:
+            return
+        try:
+            found = term_gradients(terms, self._table.parameters, scale)
+        except RuntimeError:  # no memory for it, or a graph that can be run backwards only once
+            self._samples_fail = True
+            return
+        self._open.sampled = Arrival(found.flatten())
+
+    def window_closed(self, step: int) -> None:
+        """The verdict on this step is about to fall."""
+        case, self._open = self._open, _Case([])
+        if self._keeper is not None:
+            case.window = self._keeper.window_closed()
+        self._cases[step] = case
+        for old in [number for number in self._cases if number < step - 1]:
+            del self._cases[old]
+
+    # -- once the verdict is known ----------------------------------------------------------------
+
+    def add_samples(self, record: StepRecord) -> StepRecord:
+        """The record with the gradients of its terms, where they were looked at."""
+        case = self._cases.get(record.step)
+        if case is not None and case.sampled is not None:
+            flat = case.sampled.read()
+            pairs = list(zip(flat[::2], flat[1::2], strict=True))
+            record.__dict__["terms"] = with_gradients(record.terms, pairs)
+        return record
+
+    def inspect(self, record: StepRecord) -> StepRecord:
+        """The record with what was found of its fault, where it is its turn; nothing is raised."""
+        case = self._cases.pop(record.step, None)
+        if not record.refused or record.cause is Cause.STALE or case is None:
+            return record
+        if self._keeper is None or not self._agree(record.cause is not Cause.OVERFLOW):
+            return record
+        self._count += 1
+        if self._due(self._count):
+            found = dict[str, object]()
+            before = self._buffers.named(before_forward=True)
+            with left_alone(self._model, before), self._keeper.deaf(), self._buffers.deaf():
+                try:
+                    self._look_into(record, case, found)
+                except CAN_HAPPEN as problem:
+                    what = f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]
+                    found["fault"] = ForwardFault(origin=Origin.FAILED, detail=what)
+            record.__dict__.update(found)
+        return record
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        if self._keeper is not None:
+            self._keeper.remove()
+
+    def _due(self, number: int) -> bool:
+        first = self._policy.inspect_refusals
+        return bool(first) and (number <= first or number & (number - 1) == 0)
+
+    def _look_into(self, record: StepRecord, case: _Case, found: dict[str, object]) -> None:
+        inquiry = Inquiry(
+            model=self._model,
+            parameters=self._table.parameters,
+            window=case.window,
+            record=record,
+            suspect=case.suspect,
+            agree=self._agree,
+            together=self._together,
+            sharded=self._sharded,
+        )
+        place = inquiry.largest()
+        if record.cause not in _FINITE:
+            fault = inquiry.fault()
+            place = fault.micro_batch
+            if fault.origin.located and not fault.samples and len(case.window) > 1:
+                fault = replace(fault, samples=case.window[place].sample_ids[:_MOST_SAMPLES])
+            found["fault"] = fault
+        gradients = case.suspect_terms or inquiry.terms(place)
+        if gradients:
+            found["terms"] = with_gradients(record.terms, gradients)
