@@ -126,7 +126,10 @@ class _Workers(_MultiProcessingDataLoaderIter):
 
     def wait_for_death(self) -> None:
         """Of a worker whose connection broke."""
-        wait([worker.sentinel for worker in self._workers], timeout=_GRACE)
+        broken = wait([worker.sentinel for worker in self._workers], timeout=_GRACE)
+        for worker in self._workers:
+            if worker.sentinel in broken:  # a dying process closes its files before it is dead
+                worker.join(_GRACE)
 
     def exit_of(self, number: int) -> tuple[str, str]:
         """How a worker ended, in a word and in a sentence."""
