@@ -1,0 +1,121 @@
+"""The command: which columns, which faults, and where the table goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.chaos.catalogue import catalogue
+from benchmarks.chaos.columns import COLUMNS, Column
+from benchmarks.chaos.fault import Fault, Plan
+from benchmarks.chaos.faults import BATCHNORM, eighteen
+from benchmarks.chaos.launch import Launcher
+from benchmarks.chaos.report import Table, versions
+from benchmarks.chaos.suite import Suite
+
+__all__ = ["main"]
+
+_QUICK = ("plain", "surefoot", "surefoot@plain")
+_QUICK_PLAN = Plan(240)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description="Faults on purpose, for every way to train."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"the eighteen faults, {', '.join(_QUICK)}, {_QUICK_PLAN.steps} steps",
+    )
+    parser.add_argument("--only", help=f"columns, of {','.join(COLUMNS)}")
+    parser.add_argument("--faults", help="their numbers, e.g. 1,3,12b; 'eighteen' or 'fears'")
+    parser.add_argument("--batchnorm", action="store_true", help="only the task with BatchNorm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="of a run; faults strike at half of them")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--out", type=Path, action="append", default=[], help=".md or .json")
+    return parser.parse_args()
+
+
+def _columns(wanted: Sequence[str]) -> list[Column]:
+    unknown = [name for name in wanted if name not in COLUMNS]
+    if unknown:
+        sys.exit(f"--only: {unknown} are none of {list(COLUMNS)}")
+    found: list[Column] = []
+    for name in wanted:
+        missing = COLUMNS[name].missing()
+        if missing:
+            print(f"{name}: not installed ({', '.join(missing)}), left out")
+        else:
+            found.append(COLUMNS[name])
+    return found
+
+
+def _faults(wanted: str | None, plan: Plan) -> list[Fault]:
+    every = catalogue(plan)
+    first = [fault.key for fault in eighteen(plan)]
+    groups = {"eighteen": first, "fears": [key for key in every if key not in first]}
+    if wanted is None:
+        return list(every.values())
+    keys = groups.get(wanted, wanted.split(","))
+    unknown = [key for key in keys if key not in every]
+    if unknown:
+        sys.exit(f"--faults: {unknown} are none of {list(every)}")
+    return [every[key] for key in keys]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Run and print."""
+    options = _options()
+    plan = _QUICK_PLAN if options.quick else Plan(options.steps or 400)
+    columns = _columns(
+        options.only.split(",") if options.only else _QUICK if options.quick else [*COLUMNS]
+    )
+    faults = _faults(options.faults or ("eighteen" if options.quick else None), plan)
+    began = time.monotonic()
+    launcher = Launcher(columns)
+    suite = Suite(launcher, plan, seed=options.seed, jobs=options.jobs, progress=_say)
+    tables: list[Table] = []
+    try:
+        if not options.batchnorm:
+            tables += _plain_tables(suite, faults, columns, plan)
+        if options.batchnorm or not options.quick:
+            these = [fault for fault in faults if fault.key in BATCHNORM]
+            title = "The same task with a BatchNorm after the convolution"
+            tables.append(suite.table(title, these, columns, batchnorm=True))
+    finally:
+        launcher.close()
+    took = f"{plan.steps} steps, seed {options.seed}, {time.monotonic() - began:.0f} s. "
+    text = "\n".join([took + versions() + ".", "", *(table.markdown() for table in tables)])
+    print("\n" + text)
+    for path in options.out:
+        as_json = json.dumps([table.to_dict() for table in tables], indent=1)
+        path.write_text(as_json if path.suffix == ".json" else text)
+
+
+def _plain_tables(
+    suite: Suite, faults: Sequence[Fault], columns: Sequence[Column], plan: Plan
+) -> list[Table]:
+    first = {fault.key for fault in eighteen(plan)}
+    groups = {
+        "The eighteen faults": [fault for fault in faults if fault.key in first],
+        "Further faults": [fault for fault in faults if fault.key not in first],
+    }
+    return [
+        suite.table(title, group, columns, batchnorm=False)
+        for title, group in groups.items()
+        if group
+    ]
+
+
+if __name__ == "__main__":
+    main()
