@@ -100,6 +100,17 @@ class TermRecord:
         """Whether the term's value, or the gradient that it alone makes, was not finite."""
         return self.weight != 0.0 and (not math.isfinite(self.raw) or math.isinf(self.grad_norm))
 
+    @property
+    def said(self) -> str:
+        """Value, weight, and what is known of its gradient."""
+        text = f"{self.raw:.4g} x {self.weight:g}"
+        if math.isinf(self.grad_norm):
+            return f"{text}, its gradient is not finite"
+        if math.isnan(self.grad_norm):
+            return text
+        cosine = "" if math.isnan(self.cosine) else f", {self.cosine:+.2f} along the total"
+        return f"{text}, gradient {self.grad_norm:.4g}{cosine}"
+
     def to_list(self) -> list[Any]:
         """Name and numbers; what was not looked at is left out."""
         looked_at = not (math.isnan(self.grad_norm) and math.isnan(self.cosine))
@@ -187,7 +198,9 @@ class ForwardFault:
 
     def __str__(self) -> str:
         if self.origin is Origin.INPUT:
-            given = f"what the loop gave to {self.where}" if self.module else "the model's own input"
+            given = (
+                f"what the loop gave to {self.where}" if self.module else "the model's own input"
+            )
             return f"{given} was not finite: {self.value} in {self.position}"
         if self.origin is Origin.MODULE:
             return f"{self.value} came up in {self._forward()}"

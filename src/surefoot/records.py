@@ -319,7 +319,7 @@ def _story(record: StepRecord) -> str:
         if record.micro_batches > 1 and fault.origin.located:
             lines.append(("", f"micro-batch {fault.micro_batch + 1} of {record.micro_batches}"))
     width = max((len(t.name) for t in record.terms), default=0)
-    lines += [("Terms", f"{t.name:{width}}  {_term(t)}") for t in record.terms]
+    lines += [("Terms", f"{t.name:{width}}  {t.said}") for t in record.terms]
     width = max((len(c.name) for c in record.culprits), default=0)
     lines += [("Gradients", f"{c.name:{width}}  {_culprit(c)}") for c in record.culprits]
     lines += [("Samples", _some(record.samples))] if record.samples else []
@@ -332,16 +332,6 @@ def _story(record: StepRecord) -> str:
         told += wrap(text, 100, initial_indent=head, subsequent_indent=" " * 12)
         before = label
     return "\n".join(told)
-
-
-def _term(term: TermRecord) -> str:
-    text = f"{term.raw:.4g} x {term.weight:g}"
-    if math.isinf(term.grad_norm):
-        return f"{text}, its gradient is not finite"
-    if math.isnan(term.grad_norm):
-        return text
-    cosine = "" if math.isnan(term.cosine) else f", {term.cosine:+.2f} along the total"
-    return f"{text}, gradient {term.grad_norm:.4g}{cosine}"
 
 
 def _culprit(culprit: Culprit) -> str:

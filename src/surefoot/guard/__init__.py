@@ -13,6 +13,7 @@ from surefoot.guard.clip import (
 from surefoot.guard.guard import Guard
 from surefoot.guard.memory import Growth, MemoryReading, MemoryWatch
 from surefoot.guard.policy import Policy
+from surefoot.guard.replay import Replay, replay
 
 __all__ = [
     "AdaptiveClip",
@@ -26,7 +27,9 @@ __all__ = [
     "NormClip",
     "PercentileClip",
     "Policy",
+    "Replay",
     "ValueClip",
     "ZScoreClip",
     "attach",
+    "replay",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -151,6 +152,14 @@ class Attachment:
             terms = loss if isinstance(loss, LossTerms) else _as_terms(loss)
             self._window.add(terms, terms.total, sample_ids)
             self._stepper.inspector.end(terms.total, sample_ids, None)
+
+    def keep_failures(self, folder: Path | str) -> None:
+        """As :meth:`surefoot.guard.Guard.keep_failures`.
+
+        Raises:
+            ConfigError: the policy looks into no refusal.
+        """
+        self._stepper.inspector.keep_failures(folder)
 
     def detach(self) -> None:
         """Take every hook off; optimizer and model are as they were before :func:`attach`."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -231,6 +232,17 @@ model's own input was not finite: NaN in input[0]
         """Update this average after every applied step, and only then; returns it."""
         self._stepper.averages.append(averaged)
         return averaged
+
+    def keep_failures(self, folder: Path | str) -> None:
+        """Keep refused steps in this folder, to be run again by :func:`~surefoot.guard.replay`.
+
+        Of those that are looked into, the first eight and the latest stay, each with the inputs,
+        the random states, and the weights as they were before it.
+
+        Raises:
+            ConfigError: the policy looks into no refusal.
+        """
+        self._stepper.inspector.keep_failures(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows and loss scale, as plain values.

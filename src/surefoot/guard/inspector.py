@@ -6,17 +6,21 @@ A NaN at every seventh step so costs a handful of forward passes and no more.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from surefoot.errors import ConfigError
 from surefoot.guard.arrival import Arrival
 from surefoot.guard.buffers import BufferKeeper
+from surefoot.guard.failures import FailureStore
 from surefoot.guard.inquiry import Inquiry
-from surefoot.guard.kept import ForwardKeeper, MicroBatch, Recompute
+from surefoot.guard.kept import ForwardKeeper, MicroBatch, Recompute, bare
 from surefoot.guard.measure import ParameterTable
 from surefoot.guard.policy import Policy
 from surefoot.guard.ranks import agree
@@ -74,6 +78,7 @@ class Inspector:
         self._cases: dict[int, _Case] = {}
         self._open = _Case([])
         self._samples_fail = False
+        self._failures: FailureStore | None = None
 
     # -- while a window is open -------------------------------------------------------------------
 
@@ -152,9 +157,23 @@ class Inspector:
                     self._look_into(record, case, found)
                 except CAN_HAPPEN as problem:
                     what = f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]
-                    found["fault"] = ForwardFault(origin=Origin.FAILED, detail=what)
-            record.__dict__.update(found)
+                    found.setdefault("fault", ForwardFault(origin=Origin.FAILED, detail=what))
+                record.__dict__.update(found)
+                self._keep(record, case, before)
         return record
+
+    def keep_failures(self, folder: Path | str) -> None:
+        """Write what it takes to run a refused step again, of those that are looked into.
+
+        Raises:
+            ConfigError: the policy looks into none.
+        """
+        if self._keeper is None:
+            raise ConfigError(
+                f"keep_failures({str(folder)!r}): the policy looks into no refusal, so that none "
+                "could be kept; give it an inspect_refusals above 0."
+            )
+        self._failures = FailureStore(folder)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -164,6 +183,25 @@ class Inspector:
     def _due(self, number: int) -> bool:
         first = self._policy.inspect_refusals
         return bool(first) and (number <= first or number & (number - 1) == 0)
+
+    def _keep(self, record: StepRecord, case: _Case, buffers: dict[str, Tensor]) -> None:
+        elsewhere = record.fault is None or not record.fault.origin.located
+        if self._failures is None or (self._together and record.rank and elsewhere):
+            return
+        model = bare(self._model)
+        depth = len("module.") * (0 if model is self._model else 1)
+        own = {name[depth:]: tensor for name, tensor in buffers.items()}
+        try:
+            path = self._failures.write(record, case.window, model, own)
+        except OSError as problem:
+            warnings.warn(
+                f"surefoot: refused step {record.step} could not be kept to be run again: "
+                f"{problem}. The training goes on.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        record.__dict__["bundle"] = str(path)
 
     def _look_into(self, record: StepRecord, case: _Case, found: dict[str, object]) -> None:
         inquiry = Inquiry(

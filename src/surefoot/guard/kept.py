@@ -95,6 +95,15 @@ class MicroBatch:
         """The random state that computing it again begins with."""
         return self.random or (self.calls[0].random if self.calls else None)
 
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Of its forward passes under autocast; None: none."""
+        return (
+            self.autocast
+            if self.recompute is not None or not self.calls
+            else self.calls[0].autocast
+        )
+
     def let_go(self) -> None:
         """Forget the inputs; the ids stay."""
         self.calls, self.recompute, self.random = [], None, None
@@ -159,7 +168,7 @@ class ForwardKeeper:
         """
         window, self._window = self._window, []
         rest, self._open = self._open, MicroBatch()
-        window += [MicroBatch([call], call.random) for call in rest.calls]
+        window += [MicroBatch([call], call.random, call.autocast) for call in rest.calls]
         return window
 
     @contextmanager

@@ -87,7 +87,9 @@ def run_again(
                 )
     trace = tracer.read()
     fault = forward_fault(trace, loss_bad=loss_bad, sample_ids=micro.sample_ids)
-    if fault is None and took_gradients and any(s.look.kind for _, s, _ in trace.backward):
+    # A NaN that a later backward step selects away, as a ReLU's does, harms nobody.
+    harmed = (s.look.kind for _, s, _ in trace.backward if s.of_parameter)
+    if fault is None and took_gradients and any(harmed):
         fault = backward_fault(trace)
     if fault is None and terms is not None and not bool(torch.isfinite(terms.total.detach())):
         fault = ForwardFault(origin=Origin.LOSS)

@@ -39,6 +39,11 @@ class Sight:
     """The tensor is the one that was looked at just before."""
     look: Look = field(init=False)
 
+    @property
+    def of_parameter(self) -> bool:
+        """Whether it is the gradient of a parameter: its label is a name, not ``input ...``."""
+        return not self.label.startswith(("input ", "input[", "output"))
+
 
 @dataclass(slots=True)
 class Visit:
