@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -41,19 +42,24 @@ class World:
         """What ``scenario(rank, **settings)`` returned, by rank."""
         for pipe in self._pipes:
             pipe.send((scenario, settings))
-        results = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(_PATIENCE):
-                world.cache_clear()
-                for process in self._processes:
-                    process.terminate()
-                raise AssertionError(f"rank {rank} did not come back from {scenario.__name__}")
-            fine, result = pipe.recv()
-            if not fine:
-                world.cache_clear()
-                raise AssertionError(f"rank {rank}:\n{result}")
-            results.append(result)
-        return results
+        results: dict[int, Any] = {}
+        while len(results) < len(self._pipes):
+            ready = wait([p for i, p in enumerate(self._pipes) if i not in results], _PATIENCE)
+            if not ready:
+                self._end(f"of {scenario.__name__} ranks {sorted(results)} alone came back")
+            for pipe in ready:
+                rank = self._pipes.index(pipe)
+                fine, results[rank] = pipe.recv()
+                if not fine:
+                    self._end(f"rank {rank}:\n{results[rank]}")
+        return [results[rank] for rank in range(len(self._pipes))]
+
+    def _end(self, reason: str) -> None:
+        """One rank has failed; the others may wait for it for ever."""
+        world.cache_clear()
+        for process in self._processes:
+            process.kill()
+        raise AssertionError(reason)
 
 
 @cache
