@@ -1,49 +1,60 @@
 """Memory that grows step by step, told before it runs out.
 
-A sample is the resident memory of this process and its children and, on a GPU, what torch has
-allocated there. The slope is Theil and Sen's (the median of the slopes of all pairs), which a
-validation pass does not bend; Kendall's tau says how steady the growth is, and the newer half of
-the samples has to grow as well, which a cache that is full does not (one that still fills looks
-like a leak). Everything is bounded: 64 samples, and a census of live tensors only once growth is
-suspected.
+A sample is the resident memory of this process, what its children have for themselves (a worker's
+copies of pages that it shared at first are new memory, though its resident size stays the same),
+and, on a GPU, what torch has allocated there. The slope is Theil and Sen's (the median of the
+slopes of all pairs), which a validation pass does not bend; Kendall's tau says how steady the
+growth is, and the newer half of the samples has to grow as well, which a cache that is full does
+not (one that still fills looks like a leak; give its size as ``allowance``). Everything is bounded:
+64 samples, a hundredth of the time, and a census of live objects only once growth is suspected.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from surefoot.errors import ConfigError
+from surefoot.guard.census import Census
 
 __all__ = ["Growth", "MemoryReading", "MemoryWatch", "read_memory", "theil_sen"]
 
 _MB = 2.0**20
 _STEADY = 0.7
 """Kendall's tau from which growth is called steady; 1 is every sample above the one before."""
+_NONE: Mapping[int, float] = MappingProxyType({})
+_SPARING = 100.0
+"""A reading that took a second of the processor is followed by so many without one."""
+_FEWEST, _FEWEST_TO_WARN = 8, 16
+_CALM = 16
+"""Samples without suspicion after which a census is thrown away."""
 
 
 class MemoryReading(NamedTuple):
     """Bytes in use and bytes still to be had, of the host and of the device."""
 
     host: float
+    """This process and its children."""
     host_free: float
     device: float = 0.0
     device_free: float = math.inf
+    children: Mapping[int, float] = _NONE
+    """Part of ``host``: what each child process has for itself, by its number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """A warning: which memory grows, how fast, and how long it lasts."""
+    """A warning: which memory grows, how fast, how long it lasts, and what became more."""
 
     where: str
     """``host`` or ``device``."""
@@ -53,26 +64,50 @@ class Growth:
     """Steps until it is exhausted at this pace."""
     seconds_left: float
     """The same by the clock."""
-    tensors: tuple[str, ...]
-    """Kinds of live tensors that became more since growth was first suspected."""
+    children: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Share of the growth that lies in each child process, where most of it does."""
+    became_more: tuple[str, ...] = ()
+    """Kinds of live tensors and of containers' elements that became more since growth was first
+    suspected; of this process alone."""
 
     def __str__(self) -> str:
-        line = (
+        return (
             f"{self.where} memory grows by {self.per_step / _MB:.2f} MB a step and is exhausted in "
-            f"about {self.steps_left:.0f} steps ({_span(self.seconds_left)})"
+            f"about {self.steps_left:.0f} steps ({_span(self.seconds_left)}); {self._what()}"
         )
-        if self.tensors:
-            line += f"; tensors that became more: {', '.join(self.tensors)}"
-        return line
+
+    def _what(self) -> str:
+        if self.children:
+            named = " and ".join(map(str, sorted(self.children)))
+            return (
+                f"{100 * sum(self.children.values()):.0f} % of it in the child processes {named}: "
+                "look at what the data set keeps, or changes, in its DataLoader workers (each of "
+                "them copies a list of Python objects bit by bit just by reading it; an array is "
+                "not copied)"
+            )
+        if self.became_more:
+            return f"what became more: {', '.join(self.became_more)}"
+        return (
+            "no kind of tensor and no container became more: look at arrays and strings that are "
+            "joined to longer ones, and at what libraries keep by themselves"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a journal."""
+        children = {str(number): share for number, share in self.children.items()}
+        fields = ("where", "per_step", "steps_left", "seconds_left", "became_more")
+        return {name: getattr(self, name) for name in fields} | {"children": children}
 
 
 class MemoryWatch:
-    """Asked once a step; looks every ``every`` steps; warns once for each kind of memory.
+    """Asked once a step; warns once for each kind of memory.
 
     Args:
-        every: steps between two samples.
+        every: steps between two samples...
+        seconds: ...or so much time, where steps are long.
         horizon: warn when memory would be exhausted within so many seconds.
         least: bytes that it has to have grown by over the samples.
+        allowance: bytes that it may grow by from the first sample on: caches that still fill.
         read: gives a reading; the process's own by default.
         clock: seconds, for tests.
 
@@ -85,59 +120,111 @@ class MemoryWatch:
         self,
         *,
         every: int = 20,
+        seconds: float = 10.0,
         horizon: float = 6 * 3600.0,
         least: float = 64 * _MB,
+        allowance: float = 0.0,
         read: Callable[[], MemoryReading] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if every < 1 or not horizon > 0.0 or not least > 0.0:
+        settings = (seconds, horizon, least)
+        if every < 1 or not all(value > 0.0 for value in settings) or not allowance >= 0.0:
             raise ConfigError(
-                f"MemoryWatch: every={every} at least 1, horizon={horizon} and least={least} "
-                "above 0."
+                f"MemoryWatch: every={every} at least 1, seconds={seconds}, horizon={horizon} and "
+                f"least={least} above 0, allowance={allowance} at least 0."
             )
-        self._every, self._horizon, self._least = every, horizon, least
+        self._every, self._seconds, self._horizon = every, seconds, horizon
+        self._least, self._allowance = least, allowance
         self._read, self._clock = read or read_memory, clock
-        self._samples: deque[tuple[int, float, MemoryReading]] = deque(maxlen=64)
-        self._step = 0
-        self._census: Counter[str] | None = None
+        self._samples: deque[_Sample] = deque(maxlen=64)
+        self._first: MemoryReading | None = None
+        self._step, self._not_before = 0, -math.inf
+        self._census: Census | None = None
+        self._counted = self._taken = self._suspected = 0
         self._warned: set[str] = set()
 
     def step(self) -> Growth | None:
         """One training step is over; a warning the first time that one is due."""
         self._step += 1
-        if self._step % self._every:
+        now = self._clock()
+        if not self._due(now):
             return None
-        self._samples.append((self._step, self._clock(), self._read()))
+        started = time.thread_time()
+        reading = self._read()
+        self._not_before = now + _SPARING * (time.thread_time() - started)
+        self._samples.append(_Sample(self._step, now, reading))
+        self._taken += 1
+        self._first = self._first or reading
         for where in ("host", "device"):
             if where not in self._warned and (growth := self._look(where)) is not None:
                 self._warned.add(where)
                 return growth
+        if self._taken - self._suspected > _CALM:
+            self._census = None
         return None
 
+    def _due(self, now: float) -> bool:
+        late = bool(self._samples) and now - self._samples[-1].time >= self._seconds
+        return (self._step % self._every == 0 or late) and now >= self._not_before
+
     def _look(self, where: str) -> Growth | None:
-        if len(self._samples) < 8:
+        if len(self._samples) < _FEWEST or self._first is None:
             return None
-        steps = np.array([s for s, _, _ in self._samples], dtype=float)
-        used = np.array([getattr(r, where) for _, _, r in self._samples])
-        slope, tau = theil_sen(steps, used)
-        if slope <= 0.0 or tau < _STEADY or slope * (steps[-1] - steps[0]) < self._least:
+        first, last = self._samples[0], self._samples[-1]
+        grown = getattr(last.reading, where) - getattr(self._first, where)
+        slope = _steady_slope(self._steps(), self._used(where), self._least)
+        if slope is None or grown < self._allowance:
             return None
-        half = len(steps) // 2
-        if theil_sen(steps[half:], used[half:])[0] < slope / 2:
-            return None  # it has slowed down: a cache that is full by now
+        self._suspected = self._taken
         if self._census is None:
-            self._census = _live_tensors()  # compared with at the warning
-        (first, began, _), (last, now, reading) = self._samples[0], self._samples[-1]
-        left = getattr(reading, f"{where}_free") / slope
-        seconds = left * (now - began) / max(last - first, 1)
-        if seconds > self._horizon or len(self._samples) < 16:
+            self._census, self._counted = Census(), self._taken  # compared with at the warning
+        left = max(getattr(last.reading, f"{where}_free"), 0.0) / slope
+        seconds = left * (last.time - first.time) / max(last.step - first.step, 1)
+        enough = len(self._samples) >= _FEWEST_TO_WARN
+        if seconds > self._horizon or not enough or self._taken - self._counted < _FEWEST:
             return None
-        more = _live_tensors() - self._census
-        kinds = tuple(f"{n} more of {kind}" for kind, n in more.most_common(3))
-        return Growth(where, slope, left, seconds, kinds)
+        children = self._children(slope) if where == "host" else _NONE
+        more = () if children else self._census.became_more()
+        return Growth(where, slope, left, seconds, children, more)
+
+    def _steps(self) -> NDArray[np.float64]:
+        return np.array([sample.step for sample in self._samples], dtype=float)
+
+    def _used(self, where: str) -> NDArray[np.float64]:
+        return np.array([getattr(sample.reading, where) for sample in self._samples])
+
+    def _children(self, slope: float) -> Mapping[int, float]:
+        """Share of each child process in the growth, where it is more than half together."""
+        steps, shares = self._steps(), dict[int, float]()
+        for number in self._samples[-1].reading.children:
+            used = [sample.reading.children.get(number, math.nan) for sample in self._samples]
+            there = np.isfinite(used)
+            if there.sum() >= _FEWEST:
+                share = theil_sen(steps[there], np.array(used)[there])[0] / slope
+                shares[number] = round(share, 3)
+        shares = {number: share for number, share in shares.items() if share > 0.05}
+        return shares if sum(shares.values()) > 0.5 else _NONE
 
 
-def theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+class _Sample(NamedTuple):
+    step: int
+    time: float
+    reading: MemoryReading
+
+
+def _steady_slope(
+    steps: NDArray[np.float64], used: NDArray[np.float64], least: float
+) -> float | None:
+    """Bytes a step, where it is a steady growth by at least so many bytes that has not slowed."""
+    slope, tau = theil_sen(steps, used)
+    if slope <= 0.0 or tau < _STEADY or slope * (steps[-1] - steps[0]) < least:
+        return None
+    half = len(steps) // 2
+    slowed = theil_sen(steps[half:], used[half:])[0] < slope / 2  # a cache that is full by now
+    return None if slowed else slope
+
+
+def theil_sen(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
     """Median slope of all pairs (Sen 1968), and Kendall's tau of y over x.
 
     >>> slope, tau = theil_sen(np.arange(5.0), np.array([0.0, 1.0, 2.0, 90.0, 4.0]))
@@ -150,31 +237,32 @@ def theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def read_memory() -> MemoryReading:
-    """Of this process with its children, and of the current CUDA device."""
+    """Of this process, its children, and the current CUDA device where CUDA is in use."""
     process = psutil.Process()
-    host = float(process.memory_info().rss)
+    children: dict[int, float] = {}
     for child in process.children(recursive=True):
-        try:
-            host += child.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
+        own = _own_memory(child)
+        if own is not None:
+            children[child.pid] = own
+    host = float(process.memory_info().rss) + sum(children.values())
     free = float(psutil.virtual_memory().available)
-    if not torch.cuda.is_available():
-        return MemoryReading(host, free)
+    if not torch.cuda.is_initialized():
+        return MemoryReading(host, free, children=children)
     device_free, _ = torch.cuda.mem_get_info()
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    return MemoryReading(host, free, float(allocated), float(device_free + reserved - allocated))
+    spare = float(device_free + reserved - allocated)
+    return MemoryReading(host, free, float(allocated), spare, children)
 
 
-def _live_tensors() -> Counter[str]:
-    """How many tensors of each dtype and shape the interpreter holds, with or without a graph."""
-    kinds: Counter[str] = Counter()
-    for thing in gc.get_objects():
-        if type(thing) is Tensor:
-            graph = ", with its graph" if thing.grad_fn is not None else ""
-            shape = "x".join(map(str, thing.shape)) or "scalar"
-            kinds[f"{str(thing.dtype).removeprefix('torch.')} {shape}{graph}"] += 1
-    return kinds
+def _own_memory(child: psutil.Process) -> float | None:
+    """Bytes that a child shares with nobody; its resident size where that is not told."""
+    try:
+        try:
+            return float(child.memory_full_info().uss)
+        except psutil.AccessDenied:
+            return float(child.memory_info().rss)
+    except psutil.NoSuchProcess:  # it ended between being listed and being asked
+        return None
 
 
 def _span(seconds: float) -> str:
