@@ -68,6 +68,11 @@ class Event(Sentence):
         "gradients_kept",
         "the gradients of the steps before were not zeroed and are part of this one",
     )
+    GRADIENTS_TOUCHED = (
+        "gradients_touched",
+        "between two micro-batches something else changed the gradients: clip_grad_norm_, unscale_ "
+        "and zero_grad have no place beside guard.step",
+    )
     GRADIENT_ZERO = "gradient_zero", "every gradient was exactly 0: nothing is learnt from this"
     DIVERGED = (
         "diverged",

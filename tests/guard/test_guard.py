@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guard.conftest import batch, loss_of, net
 from surefoot.errors import ConfigError, UsageError
 from surefoot.guard import AdaptiveClip, Guard, PercentileClip, Policy, ZScoreClip
-from surefoot.records import StepRecord, Verdict
+from surefoot.records import Event, StepRecord, Verdict
 from surefoot.shapes import LossTerms
 from surefoot.testing import State, bad_gradient
 
@@ -242,3 +242,20 @@ def test_a_healthy_step_decided_on_the_device_reads_nothing_back(amp, clip):
     with _HostReads() as reads:
         float(torch.ones(()))
     assert reads.count == 1
+
+
+@pytest.mark.parametrize("what", ["clip", "zero_grad", "nothing"])
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_whatever_else_changes_the_gradients_inside_a_window_is_told(what, decide):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = Guard(model, optimizer, accumulate=2, decide=decide)
+    records = []
+    for step in range(4):
+        records.append(guard.step(loss_of(model, *batch(step))))
+        if what == "clip":
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        elif what == "zero_grad":
+            optimizer.zero_grad()
+    touched = [Event.GRADIENTS_TOUCHED in r.events for r in records]
+    assert touched == [False, what != "nothing", False, what != "nothing"]

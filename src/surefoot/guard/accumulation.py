@@ -49,6 +49,8 @@ class Accumulation:
     total: Tensor | None = None
     """Sum of the totals, 0-d."""
     sample_ids: list[str] = field(default_factory=list)
+    touched: bool = False
+    """Something outside the guard changed the gradients between two micro-batches."""
     poisoned: bool = False
     """The host saw a loss that was not finite; no backward runs for the rest of the window."""
 

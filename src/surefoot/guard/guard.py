@@ -18,6 +18,7 @@ from surefoot.guard.apply import decides_on_device
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.kept import Recompute
+from surefoot.guard.leftovers import GradientMark
 from surefoot.guard.policy import Policy
 from surefoot.guard.scale import LossScale
 from surefoot.guard.stepper import Stepper
@@ -99,7 +100,7 @@ model's own input was not finite: NaN in input[0]
         )
         self._scale = LossScale(self.policy, device) if amp == "fp16" else None
         self._stepper.scale = self._scale
-        self._window = Accumulation()
+        self._window, self._mark = Accumulation(), GradientMark(self._stepper.table)
         self._last_batch = False
 
     @property
@@ -184,6 +185,8 @@ model's own input was not finite: NaN in input[0]
         terms = as_terms(loss)
         total = terms.total
         window = self._window
+        if window.micro_batches and not window.poisoned and self._mark.changes():
+            window.touched = True
         window.add(terms, total, sample_ids)
         inspector, scale = (
             self._stepper.inspector,
@@ -201,6 +204,7 @@ model's own input was not finite: NaN in input[0]
                 inspector.sample(terms, self._stepper.tally.step, scale)
             self._backward(total)
         if window.micro_batches < self._accumulate and not self._last_batch:
+            self._mark.set()
             return self._accumulated(total)
         return self._close()
 

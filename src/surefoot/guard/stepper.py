@@ -175,6 +175,7 @@ class Stepper:
             term_weights=micro.weights,
             learning_rates=rates,
             gradients_kept=self.gradients_kept,
+            gradients_touched=micro.touched,
             rate_jumped=self.tally.rate_jumps(rates, self._policy.window_warmup),
             micro_batches=micro.micro_batches,
             accumulate=accumulate,

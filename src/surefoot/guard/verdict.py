@@ -55,6 +55,7 @@ class Facts:
     all see the same gradient, and they have to decide alike."""
     rate_jumped: bool = False
     gradients_kept: bool = False
+    gradients_touched: bool = False
     loss_spike: bool = False
     gradient_spike: bool = False
     loss_away: bool = False
@@ -216,6 +217,7 @@ def _events(facts: Facts) -> tuple[Event, ...]:
         Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
         Event.RATE_JUMPED: facts.rate_jumped,
         Event.GRADIENTS_KEPT: facts.gradients_kept,
+        Event.GRADIENTS_TOUCHED: facts.gradients_touched,
         Event.GRADIENT_ZERO: facts.total_norm == 0.0,
         Event.LOSS_SPIKE: facts.loss_spike,
         Event.GRADIENT_SPIKE: facts.gradient_spike,
