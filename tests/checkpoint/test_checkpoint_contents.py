@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surefoot.checkpoint import CheckpointStore, check_state
 from surefoot.checkpoint.weights import read_weights, write_weights
-from surefoot.errors import CheckpointError, ConfigError, UsageError
+from surefoot.errors import CheckpointError, UsageError
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -281,8 +281,3 @@ def test_weights_that_are_not_there_are_named(store: CheckpointStore, weights: W
     assert checkpoint is not None
     with pytest.raises(CheckpointError, match=r"has no weights 'ema'; it has \['model'\]"):
         checkpoint.load_weights("ema")
-
-
-def test_keeping_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="keep_last=0: at least 1"):
-        CheckpointStore(tmp_path, keep_last=0)

@@ -6,15 +6,14 @@ import hashlib
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -251,20 +250,12 @@ def test_a_save_that_is_killed_costs_nothing(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The disk refuses to let any file of this process grow beyond ``size`` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("large", ["weights", "state"])
 def test_a_full_disk_is_named_and_the_earlier_checkpoint_stands(
-    store: CheckpointStore, two: tuple[Path, Path], large: str
+    store: CheckpointStore,
+    two: tuple[Path, Path],
+    large: str,
+    largest_file: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     many, few = torch.ones(100_000), torch.ones(1)
     weights = {"model": {"w": many if large == "weights" else few}}

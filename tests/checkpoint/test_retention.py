@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surefoot.checkpoint import CheckpointStore
+from surefoot.errors import ConfigError
 
 WEIGHTS: dict[str, dict[str, Tensor]] = {"model": {"w": torch.ones(4)}}
 
@@ -47,6 +48,33 @@ def test_a_new_best_lets_the_old_one_go(tmp_path: Path) -> None:
     assert steps(store) == [4]
     save(store, 5)
     assert steps(store) == [4, 5]
+
+
+def test_milestones_stay_for_good(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2, keep_every=10)
+    for step in range(3, 40, 4):  # 3 7 11 15 19 23 27 31 35 39
+        save(store, step)
+    assert steps(store) == [11, 23, 31, 35, 39]
+    save(store, 100)
+    save(store, 104)
+    assert steps(store) == [11, 23, 31, 100, 104]
+
+
+def test_a_milestone_of_a_run_that_went_on_from_before_it_takes_the_other_one_s_place(
+    tmp_path: Path,
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, keep_every=10)
+    for step in (8, 12, 18, 12, 19):
+        save(store, step)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["00004-step-12", "00005-step-19"]
+
+
+def test_a_damaged_milestone_makes_way_for_the_next_of_its_span(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, keep_every=10)
+    damage(save(store, 10))
+    for step in (12, 15, 18):
+        save(store, step)
+    assert steps(store) == [12, 18]
 
 
 def test_damaged_ones_do_not_count_among_the_last(tmp_path: Path) -> None:
@@ -123,6 +151,32 @@ def test_what_cannot_be_deleted_stops_nothing_and_goes_later(
         assert steps(store) == [1, 2]
     save(store, 3)
     assert steps(store) == [3]
+
+
+@pytest.mark.parametrize("settings", [{"keep_last": 0}, {"keep_every": 0}])
+def test_to_keep_nothing_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"keep_(last|every)=0: .*at least 1"):
+        CheckpointStore(tmp_path, **settings)
+
+
+def test_a_list_of_all_says_what_is_wrong_with_each(store: CheckpointStore) -> None:
+    first = save(store, 1, 0.5, best=True)
+    cut, flipped, gone = save(store, 2), save(store, 3), save(store, 4)
+    (cut / "state.pt").write_bytes(b"x")
+    content = bytearray((flipped / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (flipped / "model.safetensors").write_bytes(content)
+    (gone / "manifest.json").unlink()
+    quick, thorough = store.listing(), store.listing(verify=True)
+    assert [one.path for one in quick] == [first, cut, flipped, gone]
+    assert [bool(one.problem) for one in quick] == [False, True, False, True]
+    assert [one.problem.partition(" ")[0] for one in thorough] == [
+        "", "state.pt", "model.safetensors", "manifest.json"
+    ]  # fmt: skip
+    assert quick[3].manifest is None
+    assert quick[0].bytes == sum(file.stat().st_size for file in first.iterdir())
+    assert quick[0].manifest is not None
+    assert quick[0].manifest.best
 
 
 # What happens to a store, step after step: a save (as best or not) or damage to one of its folders.

@@ -1,4 +1,4 @@
-"""One checkpoint that was found good, or one that was not."""
+"""One checkpoint that was found good, one that was not, and one that was only looked at."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from surefoot.checkpoint.disk import size_of
 from surefoot.checkpoint.manifest import STATE, WEIGHTS_SUFFIX, Manifest
 from surefoot.checkpoint.state import read_state
 from surefoot.checkpoint.weights import read_weights
 from surefoot.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Rejected"]
+__all__ = ["Checkpoint", "Listed", "Rejected"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,31 @@ class Rejected:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint of a folder, good or not."""
+
+    path: Path
+    manifest: Manifest | None
+    """None where it cannot be read."""
+    problem: str
+    """What is wrong with it; empty where nothing was found."""
+    bytes: int
+    """On the disk."""
+
+    @classmethod
+    def of(cls, path: Path, *, verify: bool) -> Self:
+        """Look at a checkpoint; with ``verify`` at every byte."""
+        manifest = None
+        try:
+            manifest = Manifest.read(path)
+            (manifest.check_sums if verify else manifest.check_sizes)(path)
+            problem = ""
+        except CheckpointError as refused:
+            problem = str(refused)
+        return cls(path, manifest, problem, size_of(path))
 
 
 @dataclass(frozen=True)

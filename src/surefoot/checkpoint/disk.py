@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-__all__ = ["HashedFile", "sha256_of", "sync", "sync_folder"]
+__all__ = ["HashedFile", "free_bytes", "sha256_of", "size_of", "sync", "sync_folder"]
 
 
 class HashedFile:
@@ -41,6 +43,24 @@ class HashedFile:
 
     def flush(self) -> None:
         """Nothing waits here."""
+
+
+def free_bytes(folder: Path) -> int:
+    """What can still be written to the file system that ``folder`` lies in, or will."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder; those that cannot be looked at are left out."""
+    total = 0
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                total += file.stat().st_size
+    return total
 
 
 def sha256_of(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -122,6 +123,8 @@ class Manifest:
         manifest = cls(saved=saved, files=sums, **facts)
         path = folder / MANIFEST
         path.write_text(manifest.to_json(), encoding="utf-8")
+        for file in files:  # safetensors lets nobody but the owner read what it writes
+            shutil.copymode(path, file)
         sync(path)
         sync_folder(folder)
         if path.read_text("utf-8") != manifest.to_json():

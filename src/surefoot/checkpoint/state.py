@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.checkpoint.disk import HashedFile, sha256_of
-from surefoot.errors import UsageError
+from surefoot.checkpoint.tensors import listed, nonfinite, tensors_in
+from surefoot.errors import CheckpointError, UsageError
 
-__all__ = ["check_state", "read_state", "write_state"]
+__all__ = ["check_finite_state", "check_state", "read_state", "write_state"]
 
 _LEAVES = (type(None), bool, int, float, str, Tensor, nn.Parameter)
 _CONTAINERS = (dict, OrderedDict, list, tuple)
-_NAMED = 5
 # What pickling and weights-only unpickling of an object that is not made for it raises.
 _REFUSALS = (
     pickle.PickleError,
@@ -51,12 +51,32 @@ def check_state(state: Mapping[str, Any]) -> None:
     """
     found = [f"{place} ({_name_of(value)})" for place, value in _foreign(state, "state", set())]
     if found:
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise UsageError(
-            "checkpoint: cannot be loaded again without running code: "
-            f"{', '.join(found[:_NAMED])}{more}. Save plain values in their place: float(...) of a "
-            "NumPy number, a tensor of an array, the state_dict() of an object, the name of a "
-            "function."
+            f"checkpoint: cannot be loaded again without running code: {listed(found)}. Save plain "
+            "values in their place: float(...) of a NumPy number, a tensor of an array, the "
+            "state_dict() of an object, the name of a function."
+        )
+
+
+def check_finite_state(state: Mapping[str, Any]) -> None:
+    """Refuse a state that would make the weights bad as soon as a run goes on from it.
+
+    Raises:
+        CheckpointError: a floating or complex tensor with a NaN or an Inf in it.
+
+    >>> check_finite_state({"optimizer": {"exp_avg": torch.tensor([1.0, float("nan")])}})
+    Traceback (most recent call last):
+        ...
+    surefoot.errors.CheckpointError: checkpoint: 1 tensor of the state is not finite:
+    state['optimizer']['exp_avg']. It is not saved: ...
+    """
+    if bad := nonfinite(tensors_in(state)):
+        few = len(bad) == 1
+        these = "1 tensor of the state is" if few else f"{len(bad)} tensors of the state are"
+        raise CheckpointError(
+            f"checkpoint: {these} not finite: {listed(bad)}. It is not saved: a run that goes on "
+            "from it is lost. Find the step that made it so. What holds NaN or Inf on purpose can "
+            "be saved as plain numbers: tolist()."
         )
 
 

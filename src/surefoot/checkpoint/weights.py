@@ -17,16 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from surefoot.checkpoint.tensors import listed, nonfinite
 from surefoot.errors import CheckpointError, UsageError
 
-__all__ = ["check_weights", "read_weights", "write_weights"]
+__all__ = ["check_finite_weights", "check_weights", "read_weights", "write_weights"]
 
 _TIES = "surefoot.ties"
-_NAMED = 5
 
 
 def check_weights(name: str, tensors: Mapping[str, Any]) -> None:
-    """Refuse what cannot be saved, and what should not be.
+    """Refuse what cannot be saved.
 
     Args:
         name: what the tensors are, for the message.
@@ -34,7 +34,6 @@ def check_weights(name: str, tensors: Mapping[str, Any]) -> None:
 
     Raises:
         UsageError: a value that is no dense tensor with data.
-        CheckpointError: a floating or complex tensor with a NaN or an Inf in it.
     """
     for key, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -48,28 +47,25 @@ def check_weights(name: str, tensors: Mapping[str, Any]) -> None:
                 f"checkpoint: weights[{name!r}][{key!r}] is {kind}; only dense tensors with data "
                 "can be saved."
             )
-    if bad := _nonfinite(tensors):
+
+
+def check_finite_weights(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no run should start from.
+
+    Args:
+        name: what the tensors are, for the message.
+        tensors: a state dict that :func:`check_weights` has seen.
+
+    Raises:
+        CheckpointError: a floating or complex tensor with a NaN or an Inf in it.
+    """
+    if bad := nonfinite(tensors.items()):
         raise CheckpointError(
             f"checkpoint: {len(bad)} of the {len(tensors)} tensors of weights {name!r} are not "
-            f"finite: {_listed(bad)}. They are not saved: a run that starts from them is lost. "
+            f"finite: {listed(bad)}. They are not saved: a run that starts from them is lost. "
             "Find the step that made them so. A buffer that holds Inf on purpose belongs out of "
             "the state dict: register_buffer(..., persistent=False)."
         )
-
-
-def _nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    floating = [n for n, t in tensors.items() if t.is_floating_point() or t.is_complex()]
-    # Gathered before the host looks, so that a model on an accelerator is waited for once.
-    finite = [torch.isfinite(tensors[n].detach()).all() for n in floating]
-    if not finite:
-        return []
-    on_host = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
-    return [n for n, good in zip(floating, on_host, strict=True) if not good]
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -99,12 +95,12 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(str(problem)) from problem
     except KeyError as unknown:
         dtype = str(unknown.args[0])
-        named = _listed([name for name, tensor in kept.items() if str(tensor.dtype) == dtype])
+        named = listed([name for name, tensor in kept.items() if str(tensor.dtype) == dtype])
         raise UsageError(f"checkpoint: safetensors knows no {dtype}: {named}.") from unknown
     with _opened(path) as file:
         differ = [n for n, t in kept.items() if not _same(file.get_tensor(n), t)]
     if differ:
-        raise OSError(f"{path.name} holds other values than were written: {_listed(differ)}")
+        raise OSError(f"{path.name} holds other values than were written: {listed(differ)}")
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
