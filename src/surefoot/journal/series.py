@@ -62,6 +62,10 @@ class Column:
     group, a rank)."""
     read_as: str = ""
     """Why it was taken for this, in words: shown by ``surefoot doctor --series``."""
+    unit: str = ""
+    """``bytes``, ``seconds``, ``per second`` or ``%``, where known; the values are in it."""
+    section: str = ""
+    """The heading that it stood under in the log, such as ``Gradient Norms``."""
 
 
 @dataclass(frozen=True)
