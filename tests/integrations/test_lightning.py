@@ -177,17 +177,22 @@ def test_with_a_loss_scale_the_loss_is_the_true_one_and_the_schedule_waits(fused
     assert all(torch.isfinite(t).all() for t in tensors(module).values())
 
 
+@pytest.mark.skipif(
+    not hasattr(lightning.callbacks, "EMAWeightAveraging"),
+    reason="this version of lightning averages no weights",
+)
 def test_an_average_of_the_weights_does_not_move_with_a_refused_step():
     def averaging():
         return lightning.callbacks.EMAWeightAveraging(decay=0.5)
 
-    bare, module = Module(), Module()
+    bare = Module()
     fit(bare, averaging(), data={"without": BAD})
     # After the fit a module holds the average; the order of the two callbacks is of no matter.
     for callbacks in ([GuardCallback(), averaging()], [averaging(), GuardCallback()]):
         module = Module()
         fit(module, *callbacks, data={"bad": BAD})
         assert differing(tensors(module), tensors(bare)) == []
+        assert not any("should_update" in vars(callback) for callback in callbacks)
 
 
 def test_counters_and_weights_go_on_after_a_resume(tmp_path):
@@ -275,10 +280,8 @@ def test_a_run_that_diverges_ends_with_everything_taken_off(tmp_path):
 
 def test_after_a_fit_everything_is_taken_off():
     module, callback = Module(), GuardCallback()
-    averaging = lightning.callbacks.EMAWeightAveraging()
-    trainer = fit(module, callback, averaging)
+    trainer = fit(module, callback)
     assert type(trainer.lr_scheduler_configs[0].scheduler) is torch.optim.lr_scheduler.StepLR
-    assert "should_update" not in vars(averaging)
     assert "surefoot" not in vars(trainer.optimizers[0])
 
 

@@ -56,13 +56,16 @@ def attach(
     on_train_start
     on_train_batch_end
     on_train_epoch_end
-    teardown
+    on_train_end
     """
     if not hasattr(model, "add_callback"):
         raise UsageError(
             f"surefoot: a YOLO model or a trainer was expected, not {type(model).__name__}."
         )
-    for event, function in callbacks(clip=clip, policy=policy, journal=journal).items():
+    watch = _Watch(clip, policy, journal)
+    if hasattr(model, "build_optimizer"):
+        watch.made(model)  # a trainer has told of itself while it was made
+    for event, function in watch.callbacks().items():
         model.add_callback(event, function)
 
 
@@ -82,14 +85,7 @@ def callbacks(
     >>> list(callbacks())[1]
     'on_train_start'
     """
-    watch = _Watch(clip, policy, journal)
-    return {
-        "on_pretrain_routine_start": watch.made,
-        "on_train_start": watch.start,
-        "on_train_batch_end": watch.batch_end,
-        "on_train_epoch_end": watch.epoch_end,
-        "teardown": watch.end,
-    }
+    return _Watch(clip, policy, journal).callbacks()
 
 
 class _Watch:
@@ -106,9 +102,34 @@ class _Watch:
         self._loaded: LoadedState | None = None
         self._run: _Run | None = None
 
+    def callbacks(self) -> dict[str, Callable[[Any], None]]:
+        """By event."""
+        return {
+            "on_pretrain_routine_start": self.made,
+            "on_train_start": self.start,
+            "on_train_batch_end": self.batch_end,
+            "on_train_epoch_end": self.epoch_end,
+            "on_train_end": self.end,
+        }
+
     def made(self, trainer: Any) -> None:
         """The trainer is there; optimizer and model are not yet."""
+        if self._loaded is not None:
+            return
         self._loaded = LoadedState(trainer, "build_optimizer")
+        usual = trainer.train
+
+        def train() -> Any:
+            try:
+                return usual()
+            except BaseException as error:
+                self._finish(error)  # no callback hears of an exception in every version
+                raise
+            finally:
+                self._finish()
+                trainer.__dict__.pop("train", None)
+
+        trainer.train = train
 
     def start(self, trainer: Any) -> None:
         """Everything is there, what a checkpoint held as well."""
@@ -133,10 +154,13 @@ class _Watch:
             trainer.loss = self._run.finite_loss
 
     def end(self, trainer: Any) -> None:
-        """The training is over, whichever way."""
+        """The training is over."""
+        self._finish()
+
+    def _finish(self, error: BaseException | None = None) -> None:
         run, self._run = self._run, None
         if run is not None:
-            run.end()
+            run.end(error)
         if self._loaded is not None:
             self._loaded.remove()
             self._loaded = None
@@ -188,7 +212,7 @@ class _Run:
             self._detach()
             self._attach()
 
-    def end(self) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Take everything off, print the summary and close the journal."""
         self._trainer.__dict__.pop("optimizer_step", None)
         self._forward.remove()
@@ -197,7 +221,7 @@ class _Run:
         try:
             self._detach()
         finally:
-            self._report.close()
+            self._report.close(error)
 
     def _look(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A forward pass of a training batch gives the loss and its parts."""
@@ -206,9 +230,9 @@ class _Run:
             return  # the guard runs the pass again, to see where it went wrong
         if not (module.training and isinstance(batch, dict) and isinstance(output, tuple)):
             return
-        loss, parts = output[0], output[1]
+        names = output[1] if isinstance(output[1], dict) else self._trainer.loss_names
         files = [Path(file).name for file in batch.get("im_file", ())]
-        self._route.observe(_terms(loss, parts, len(batch["img"])), files)
+        self._route.observe(_terms(output[0], tuple(names), len(batch["img"])), files)
 
     def _step(self) -> None:
         """Ultralytics' own, but gradients that are not finite are kept from its clipping.
@@ -246,11 +270,10 @@ class _Run:
             averaged.load_state_dict(getattr(model, "module", model).state_dict())
 
 
-def _terms(loss: Tensor, parts: Any, images: int) -> LossTerms:
+def _terms(loss: Tensor, names: Sequence[str], images: int) -> LossTerms:
     """The parts of a loss by name; Ultralytics sums them and multiplies by the batch's size."""
-    named = isinstance(parts, dict) and len(parts) == loss.numel()
     values = loss.detach().reshape(-1)
-    if not named:
+    if len(names) != len(values):
         return LossTerms({"loss": values.sum()}, {})
-    raw = {str(name): value / images for name, value in zip(parts, values, strict=True)}
+    raw = {str(name): value / images for name, value in zip(names, values, strict=True)}
     return LossTerms(raw, dict.fromkeys(raw, float(images)))
