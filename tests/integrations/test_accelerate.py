@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -38,8 +39,11 @@ class Run:
             model, optimizer, loader, schedule
         )
 
-    def train(self, *, clip=None, bad_step=None):
+    def train(self, *, clip=None, bad_step=None, flip=None):
         for number, (features, labels) in enumerate(self.loader):
+            if number == flip:
+                with torch.no_grad():
+                    self.model[0].weight[0, 0] = math.nan
             with self.accelerator.accumulate(self.model):
                 loss = nn.functional.cross_entropy(self.model(features), labels)
                 if number == bad_step:
@@ -257,3 +261,34 @@ def test_an_engine_that_steps_by_itself_is_refused(monkeypatch):
     )
     with pytest.raises(UsageError, match="DEEPSPEED takes its steps inside its own engine"):
         attach(run.accelerator, run.optimizer, run.model)
+
+
+def test_a_weight_that_goes_bad_is_rolled_back():
+    run = Run()
+    with attach(run.accelerator, run.optimizer, run.model) as guard:
+        run.train(flip=BAD)
+    assert (guard.report.refused, guard.report.rollbacks) == (3, 1)
+    assert all(torch.isfinite(t).all() for t in tensors(run.model).values())
+
+
+def _on_a_rank(folder):
+    run = Run(bad=BAD, folder=folder)
+    with attach(run.accelerator, run.optimizer, run.model) as guard:
+        run.train(clip=0.2)
+    verdicts = [record.applied for record in JournalReader(guard.report.path).steps()]
+    torch.save((verdicts, run.rate, tensors(run.model)), f"{guard.report.path}.pt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_two_ranks_refuse_what_one_of_them_cannot_bear(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerate.debug_launcher(_on_a_rank, (str(tmp_path),), num_processes=2)
+    found = [torch.load(tmp_path / f"journal{rank}.jsonl.pt") for rank in ("", ".rank1")]
+    (ours, rate, weights), (theirs, their_rate, their_weights) = found
+    assert ours == theirs
+    assert ours.count(False) == 1
+    assert rate == their_rate
+    assert all(torch.isfinite(t).all() for t in weights.values())
+    names = [name for name in weights if "running" not in name]
+    assert [n for n in names if not torch.equal(weights[n], their_weights[n])] == []

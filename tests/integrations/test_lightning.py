@@ -351,3 +351,16 @@ def test_two_ranks_refuse_what_one_of_them_cannot_bear(tmp_path):
     assert [record.rank for record in refused] == [0, 1]
     assert Cause.NONFINITE_LOSS in {record.cause for record in refused}
     assert all(torch.isfinite(t).all() for t in tensors(module).values())
+
+
+def test_a_weight_that_goes_bad_is_rolled_back():
+    class Flipped(Module):
+        def on_train_batch_start(self, batch, number):
+            if number == BAD:
+                with torch.no_grad():
+                    self.net[0].weight[0, 0] = math.nan
+
+    module, callback = Flipped(), GuardCallback()
+    fit(module, callback)
+    assert (callback.report.refused, callback.report.rollbacks) == (3, 1)
+    assert all(torch.isfinite(t).all() for t in tensors(module).values())

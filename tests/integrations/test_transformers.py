@@ -206,3 +206,21 @@ def test_deepspeed_is_refused(tmp_path):
     trainer.is_deepspeed_enabled = True
     with pytest.raises(UsageError, match="DeepSpeed takes its steps inside its own engine"):
         attach(trainer)
+
+
+class Flip(transformers.TrainerCallback):
+    """One weight becomes NaN between two steps."""
+
+    def on_step_begin(self, args, state, control, model, **_):
+        if state.global_step == BAD:
+            with torch.no_grad():
+                model.net[0].weight[0, 0] = math.nan
+
+
+def test_a_weight_that_goes_bad_is_rolled_back(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.add_callback(Flip())
+    guard = attach(trainer)
+    trainer.train()
+    assert (guard.report.refused, guard.report.rollbacks) == (3, 1)
+    assert all(torch.isfinite(t).all() for t in tensors(trainer.model).values())
