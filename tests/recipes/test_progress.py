@@ -67,7 +67,7 @@ def test_a_refused_step_is_told_with_its_cause_and_samples_the_first_five_times(
     lines = stream.getvalue().splitlines()
     assert len(lines) == 5
     assert "refused" in lines[0]
-    assert lines[0].endswith("the loss was NaN or Inf; samples a, b, c and 1 more")
+    assert lines[0].endswith("the loss was NaN or Inf; on a, b, c and 1 more")
     assert lines[-1].endswith("further ones are in the journal")
 
 

@@ -37,6 +37,11 @@ VERBS = (
         "make a procedural video set, train on it from random weights, measure, draw",
         "surefoot.cli.demo_refdet",
     ),
+    Verb(
+        ("replay",),
+        "run a refused step of a run again, alone, and say which module and loss term did it",
+        "surefoot.cli.replay",
+    ),
 )
 
 

@@ -71,6 +71,28 @@ class Bundle:
         except _DAMAGE as damage:
             raise _damaged(path, damage) from damage
 
+    @property
+    def places(self) -> list[int]:
+        """The micro-batches that something was kept of, from 0; of one that was located, it alone.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        try:
+            able = [i for i, m in enumerate(self.micro_batches) if m["recompute"] or m["calls"]]
+        except _DAMAGE as damage:
+            raise _damaged(self.path, damage) from damage
+        fault = self.record.fault
+        if fault is not None and fault.origin.located and fault.micro_batch in able:
+            return [fault.micro_batch]
+        if not able:
+            raise CheckpointError(
+                f"{self.path}: no input was kept, for the model itself was not called. Give "
+                "guard.step(loss, recompute=functools.partial(compute, batch)).",
+                path=self.path,
+            )
+        return able
+
     def load_weights(self, model: nn.Module) -> None:
         """Put the kept weights and buffers into the model.
 
@@ -140,7 +162,14 @@ class Bundle:
             micro.calls.append(
                 Call(module, args, kwargs, random, _DTYPES.get(call["autocast"]), ())
             )
-        if compute is not None:
+        if compute is None:
+            if not micro.calls:
+                raise CheckpointError(
+                    f"{self.path}: was kept with recompute=functools.partial(compute, ...); give "
+                    "that function to replay as compute.",
+                    path=self.path,
+                )
+        else:
             source = kept["recompute"] or (kept["calls"][0] if len(kept["calls"]) == 1 else None)
             if source is None:
                 raise CheckpointError(
@@ -170,9 +199,12 @@ class Bundle:
             return None
         available = torch.cuda.device_count() if torch.cuda.is_available() else 0
         cuda = {int(i): self.tensors[name] for i, name in node["cuda"].items()}
-        return RandomState(
-            self.tensors[node["cpu"]], {i: state for i, state in cuda.items() if i < available}
-        )
+        cpu = self.tensors[node["cpu"]]
+        try:
+            torch.Generator().set_state(cpu)
+        except RuntimeError as no_state:
+            raise ValueError(f"no random state ({no_state})") from no_state
+        return RandomState(cpu, {i: state for i, state in cuda.items() if i < available})
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -116,13 +116,14 @@ def _write(
 
 def _packed(packer: Packer, micro: MicroBatch, model: nn.Module, place: int) -> dict[str, Any]:
     names = {id(module): name for name, module in model.named_modules()}
-    recompute, again = micro.recompute, None
-    title = f"micro-batch {place}"
+    recompute, again, calls = micro.recompute, None, micro.calls
+    title, lacking = f"micro-batch {place}", len(packer.left_out)
     if isinstance(recompute, partial):
         again = {
             "args": packer.pack(recompute.args, f"{title}, recompute"),
             "kwargs": packer.pack(recompute.keywords, f"{title}, recompute"),
         }
+        calls = calls if len(packer.left_out) > lacking else []
     return {
         "sample_ids": list(micro.sample_ids),
         "loss": plain(float("nan") if micro.total is None else float(micro.total)),
@@ -137,7 +138,7 @@ def _packed(packer: Packer, micro: MicroBatch, model: nn.Module, place: int) -> 
                 "autocast": None if call.autocast is None else str(call.autocast),
                 "random": _packed_random(packer, call.random),
             }
-            for i, call in enumerate(micro.calls)
+            for i, call in enumerate(calls)
         ],
     }
 

@@ -158,8 +158,8 @@ class Inspector:
                 except CAN_HAPPEN as problem:
                     what = f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]
                     found.setdefault("fault", ForwardFault(origin=Origin.FAILED, detail=what))
-                record.__dict__.update(found)
-                self._keep(record, case, before)
+            record.__dict__.update(found)
+            self._keep(record, case, before)
         return record
 
     def keep_failures(self, folder: Path | str) -> None:

@@ -43,7 +43,7 @@ def forward_fault(
         position=sight.label,
         input_finite=False,
         made=sight.look.range,
-        samples=_samples(sight, sample_ids),
+        samples=_samples(sight, sample_ids) if _is_the_batch(visit, sight) else (),
     )
 
 
@@ -81,7 +81,7 @@ def _made_by(
         given=visit.inputs[0].look.range if visit.inputs else Range(),
         made=sight.look.range,
         state=_bad_state(visit.module, {id(v.module) for v in trace.visits}),
-        samples=_samples(sight, sample_ids),
+        samples=_samples(sight, sample_ids) if _stays_in_its_rows(trace, sight) else (),
         detail=_also(trace, sight),
     )
 
@@ -156,6 +156,24 @@ def _samples(sight: Sight, sample_ids: Sequence[str]) -> tuple[str, ...]:
     if all(rows) and len(rows) > 1:
         return ()
     return tuple(name for name, bad in zip(sample_ids, rows, strict=True) if bad)[:_MOST_SAMPLES]
+
+
+def _is_the_batch(visit: Visit, sight: Sight) -> bool:
+    """Whether its rows are the samples: it comes first, or no other input has as many rows."""
+    as_many = [given for given in visit.inputs if given.bad_rows is not None]
+    return sight is visit.inputs[0] or len(as_many) == 1
+
+
+def _stays_in_its_rows(trace: Trace, sight: Sight) -> bool:
+    """Whether the same rows are bad in what came out of the model.
+
+    A tensor inside may have as many rows as there are samples by chance (photos of the objects that
+    every image is compared with); what is bad there then spoils other rows, or all.
+    """
+    outputs = [s for v in trace.visits if v.parent is None for s in v.outputs if s.look.kind]
+    compared = [s.bad_rows for s in outputs if s.bad_rows is not None]
+    mine = sight.bad_rows
+    return mine is not None and bool(compared) and all(torch.equal(mine, c) for c in compared)
 
 
 def _bad_state(module: nn.Module, called: set[int]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from surefoot.errors import CheckpointError
 from surefoot.guard.bundle import Bundle
 from surefoot.guard.rerun import Rerun, left_alone, run_again
 from surefoot.guard.terms import finite_alone
@@ -159,13 +158,9 @@ def replay(
     if weights:
         bundle.load_weights(model)
     model.train()
-    fault = bundle.record.fault
-    places = range(len(bundle.micro_batches))
-    if fault is not None and fault.origin.located and fault.micro_batch in places:
-        places = [fault.micro_batch]
     runs: list[Run] = []
     with left_alone(model, dict(model.named_buffers())):
-        first = _failing(bundle, model, compute, places)
+        first = _failing(bundle, model, compute)
         runs.append(first)
         if first.precision != "fp32":
             runs.append(_run(bundle, model, compute, first.micro_batch, wide=True))
@@ -174,15 +169,15 @@ def replay(
     )
 
 
-def _failing(
-    bundle: Bundle, model: nn.Module, compute: Compute | None, places: Sequence[int]
-) -> Run:
+def _failing(bundle: Bundle, model: nn.Module, compute: Compute | None) -> Run:
     """The first micro-batch that fails; where none does, the last."""
-    for place in places:
+    first, *rest = bundle.places
+    run = _run(bundle, model, compute, first, wide=False)
+    for place in rest:
+        if run.fault is not None:
+            break
         run = _run(bundle, model, compute, place, wide=False)
-        if run.fault is not None or place == places[-1]:
-            return run
-    raise CheckpointError(f"{bundle.path}: no micro-batch was kept.", path=bundle.path)
+    return run
 
 
 def _run(
@@ -251,9 +246,7 @@ def _chain_lines(chain: Sequence[Link], fault: ForwardFault | None) -> Iterator[
     if fault is None or not chain:
         return
     rows: list[_Row] = [
-        (float(i), link.where, str(link.made), link.bad)
-        for i, link in enumerate(chain)
-        if i + 1 == len(chain) or chain[i + 1].depth <= link.depth
+        (float(i), link.where, str(link.made), link.bad) for i, link in _innermost(chain)
     ]
     place, row = _row_of(chain, fault)
     rows = [r for r in rows if r[0] != place] + ([row] if row else [])
@@ -269,7 +262,8 @@ def _chain_lines(chain: Sequence[Link], fault: ForwardFault | None) -> Iterator[
 def _row_of(chain: Sequence[Link], fault: ForwardFault) -> tuple[float, _Row | None]:
     """Where the fault stands in the order of the calls, and its line; calls have whole numbers."""
     if fault.origin is Origin.INPUT:
-        return -0.5, (-0.5, f"what went in, {fault.position}", str(fault.made), True)
+        first = next((i for i, link in _innermost(chain) if link.bad), 0) - 0.5
+        return first, (first, f"what went in, {fault.position}", str(fault.made), True)
     known = [i for i, link in enumerate(chain) if (link.module, link.kind) == _key(fault)]
     if not known or fault.origin not in (Origin.MODULE, Origin.BACKWARD):
         return float(len(chain)), None
@@ -281,6 +275,13 @@ def _row_of(chain: Sequence[Link], fault: ForwardFault) -> tuple[float, _Row | N
     last = (len(chain) if end is None else end) - 1
     place = float(at) if last == at else last + 0.5
     return place, (place, chain[at].where, str(chain[at].made), True)
+
+
+def _innermost(chain: Sequence[Link]) -> Iterator[tuple[int, Link]]:
+    """The calls that call nothing, with their places."""
+    for i, link in enumerate(chain):
+        if i + 1 == len(chain) or chain[i + 1].depth <= link.depth:
+            yield i, link
 
 
 def _key(fault: ForwardFault) -> tuple[str, str]:

@@ -81,10 +81,8 @@ class EpochBar:
         self._told += 1
         if self._told > _TOLD:
             return
-        samples = f"; samples {', '.join(record.sample_ids[:3])}" if record.sample_ids else ""
-        others = f" and {len(record.sample_ids) - 3} more" if len(record.sample_ids) > 3 else ""
         last = "; further ones are in the journal" if self._told == _TOLD else ""
-        self.stream.write(f"{self._clear}  {record}{samples}{others}{last}\n")
+        self.stream.write(f"{self._clear}  {record}{last}\n")
 
     @property
     def _clear(self) -> str:

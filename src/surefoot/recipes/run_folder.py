@@ -4,6 +4,7 @@ runs/refdet-20260102-030405/
   config.json      the settings
   journal.jsonl    every step, epoch and event
   checkpoints/     weights and state, see surefoot.checkpoint
+  failures/        refused steps, to be run again by surefoot replay
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 
 from surefoot.errors import ConfigError
 
-__all__ = ["CHECKPOINTS", "CONFIG", "JOURNAL", "new_run_folder", "run_folder_of"]
+__all__ = ["CHECKPOINTS", "CONFIG", "FAILURES", "JOURNAL", "new_run_folder", "run_folder_of"]
 
 CONFIG, JOURNAL, CHECKPOINTS = "config.json", "journal.jsonl", "checkpoints"
+FAILURES = "failures"
 
 
 def run_folder_of(path: Path) -> Path:

@@ -19,12 +19,14 @@ from surefoot.recipes.hardware import Amp
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.criterion import RefDetCriterion, RefDetLossConfig
 from surefoot.recipes.refdet.options import LossOptions, ModelOptions, OptimizerOptions
+from surefoot.shapes import Episode, LossTerms
 
 __all__ = [
     "IMAGE_SIZES",
     "Learner",
     "Plan",
     "average_of",
+    "build_criterion",
     "build_model",
     "parameter_groups",
     "warmup_cosine",
@@ -48,6 +50,11 @@ def build_model(options: ModelOptions) -> RefDet:
         **named,
     )
     return RefDet(RefDetConfig.nano(support))
+
+
+def build_criterion(options: LossOptions) -> RefDetCriterion:
+    """The loss, with the weights of its terms."""
+    return RefDetCriterion(_loss_config(options))
 
 
 def parameter_groups(model: RefDet, options: OptimizerOptions) -> list[dict[str, object]]:
@@ -145,7 +152,7 @@ class Learner:
     def __init__(self, config: TrainConfig, plan: Plan, device: torch.device, amp: Amp) -> None:
         self.plan = plan
         self.model = build_model(config.model).to(device)
-        self.criterion = RefDetCriterion(_loss_config(config.loss)).to(device)
+        self.criterion = build_criterion(config.loss).to(device)
         options = config.optimizer
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, options), betas=(0.9, options.beta2), fused=True
@@ -165,6 +172,10 @@ class Learner:
         self.averaged: AveragedModel | None = None
         if options.ema_decay:
             self.averaged = self.guard.average(average_of(self.model, options.ema_decay))
+
+    def terms(self, episode: Episode) -> LossTerms:
+        """The loss of an episode."""
+        return self.criterion(self.model(episode.images, episode.supports), episode)
 
     @property
     def evaluated(self) -> tuple[str, RefDet]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -35,7 +36,7 @@ from surefoot.recipes.refdet.build import IMAGE_SIZES, Learner, Plan
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.sources import Sources, open_sources
 from surefoot.recipes.refdet.validate import Detector, Evaluation, calibrate, evaluate
-from surefoot.recipes.run_folder import CONFIG, new_run_folder, run_folder_of
+from surefoot.recipes.run_folder import CONFIG, FAILURES, new_run_folder, run_folder_of
 from surefoot.recipes.session import Session, find_checkpoint
 from surefoot.shapes import Episode
 
@@ -111,17 +112,20 @@ class Run:
 
     def train_epoch(self, epoch: int) -> None:
         """Every episode of the epoch, one guarded micro-batch each."""
-        model, criterion, guard = self.learner.model, self.learner.criterion, self.learner.guard
+        learner, guard = self.learner, self.learner.guard
         count = self._episodes_in(epoch)
         title = f"Epoch {epoch + 1}/{self.plan.epochs}"
         bar = EpochBar(title=title, total=count, stream=self.stream)
         summary = EpochSummary(self.learner.group_names)
-        model.train()
+        learner.model.train()
         for episode in guard.batches(self._episodes(epoch, count)):
             with guard.autocast():
-                prediction = model(episode.images, episode.supports)
-                terms = criterion(prediction, episode)
-            record = guard.step(terms, sample_ids=episode.sample_ids)
+                terms = learner.terms(episode)
+            record = guard.step(
+                terms,
+                sample_ids=episode.sample_ids,
+                recompute=partial(learner.terms, episode),
+            )
             self.session.journal.write(record)
             bar.update(record)
             summary.add(record)
@@ -219,6 +223,7 @@ class Run:
         run = replace(self.config.run, save_dir=self.folder, resume=None)
         settings = replace(self.config, run=run)
         settings.save(self.folder / CONFIG)
+        self.learner.guard.keep_failures(self.folder / FAILURES)
         self.session = Session(
             self.folder,
             recipe="refdet",
