@@ -79,7 +79,7 @@ class ParameterTable:
         Raises:
             UsageError: no parameter has a gradient.
         """
-        gradients = [p.grad for _, p in self.named()]
+        gradients = [_summed_up(p) for _, p in self.named()]
         indices = [i for i, g in enumerate(gradients) if g is not None]
         present = [g for g in gradients if g is not None]
         if not present:
@@ -93,6 +93,17 @@ class ParameterTable:
             self._seen.update(indices)
         norms = tensor_norms(present)
         return Measured(indices, present, norms, torch.linalg.vector_norm(norms))
+
+
+def _summed_up(parameter: Tensor) -> Tensor | None:
+    """The gradient. Under tensor parallelism that of a replicated weight may still be a sum whose
+    parts lie on several ranks; the optimizer's own operations would add them up again and again.
+    """
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements):
+        placements = parameter.placements if isinstance(parameter, DTensor) else None
+        parameter.grad = gradient = gradient.redistribute(placements=placements)
+    return gradient
 
 
 def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:

@@ -22,10 +22,9 @@ from surefoot.records import (
     ranks_said,
 )
 
-__all__ = ["agree", "compare", "share", "tell_all", "tell_all_anything"]
+__all__ = ["agree", "align", "share", "take_over", "tell_all", "tell_all_anything"]
 
 _MOST = 16
-_TAKEN_OVER = ("loss", "terms", "sample_ids", "fault")
 
 
 def tell_all(numbers: Sequence[int]) -> list[list[int]]:
@@ -68,53 +67,56 @@ def share(found: Sequence[Culprit]) -> tuple[tuple[Culprit, ...], tuple[int, ...
     return tuple(shared[:_MOST]), tuple(r for r, culprits in enumerate(everybodys) if culprits)
 
 
-class _View(NamedTuple):
-    """What one rank knows of a refused step."""
-
-    loss_bad: bool
-    elements_bad: bool
-    loss: float
-    terms: tuple[TermRecord, ...]
-    sample_ids: tuple[str, ...]
-    fault: ForwardFault | None
-
-    @property
-    def located(self) -> bool:
-        return self.fault is not None and self.fault.origin.located
-
-
-def compare(record: StepRecord, parameters: Sequence[str]) -> None:
+def align(record: StepRecord, parameters: Sequence[str]) -> None:
     """Let every rank's record of a refused step say alike what was wrong, and on which rank.
 
     A rank sees its own loss only, and under shards its own part of a gradient; alone, one would
-    speak of a bad loss where another speaks of an overflow, and stop where the other goes on. A
-    rank that is not to blame takes over what a bad one knows: often the first alone keeps a log.
+    speak of a bad loss where another speaks of an overflow, and stop where the other goes on.
 
     Args:
         record: of this rank; it is changed.
         parameters: names of all of them.
     """
-    mine = _View(
-        loss_bad=bool(record.terms) and not math.isfinite(record.loss),
-        elements_bad=record.cause is Cause.NONFINITE_GRADIENT,
-        loss=record.loss,
-        terms=record.terms,
-        sample_ids=record.sample_ids[:_MOST],
-        fault=record.fault,
-    )
-    views: list[_View] = tell_all_anything(mine)
-    losses = tuple(rank for rank, view in enumerate(views) if view.loss_bad)
-    bad = losses or tuple(rank for rank, view in enumerate(views) if view.located)
+    loss_bad = bool(record.terms) and not math.isfinite(record.loss)
+    told = tell_all([loss_bad, record.cause is Cause.NONFINITE_GRADIENT])
     said = record.__dict__
-    said["bad_ranks"] = bad
-    if bad and record.rank not in bad:
-        said.update({name: getattr(views[bad[0]], name) for name in _TAKEN_OVER})
-    if losses:
+    said["bad_ranks"] = tuple(rank for rank, (bad, _) in enumerate(told) if bad)
+    if record.bad_ranks:
         # Every gradient came out of the sum over ranks; no parameter has a part in it.
         said["culprits"] = tuple(c for c in record.culprits if c.name not in set(parameters))
         said["cause"] = Cause.NONFINITE_LOSS
-    elif any(view.elements_bad for view in views):
+    elif any(bad for _, bad in told):
         said["cause"] = Cause.NONFINITE_GRADIENT
+
+
+class _View(NamedTuple):
+    """What one rank knows of a refused step that it is to blame for."""
+
+    loss: float
+    terms: tuple[TermRecord, ...]
+    sample_ids: tuple[str, ...]
+    fault: ForwardFault | None
+
+
+def take_over(record: StepRecord) -> None:
+    """Let a rank that is not to blame say what the first bad one knows: often one rank alone keeps
+    a log. A loss that was bad names the ranks; without one, those do that found the fault.
+
+    Args:
+        record: of this rank, after :func:`align` and after the fault was looked for.
+    """
+    located = record.fault is not None and record.fault.origin.located
+    mine = _View(record.loss, record.terms, record.sample_ids[:_MOST], record.fault)
+    told: list[_View | None] = tell_all_anything(mine if _to_blame(record, located) else None)
+    said = record.__dict__
+    said["bad_ranks"] = tuple(rank for rank, view in enumerate(told) if view is not None)
+    view = next((v for v in told if v is not None), None)
+    if view is not None and record.rank not in record.bad_ranks:
+        said.update(view._asdict())
+
+
+def _to_blame(record: StepRecord, located: bool) -> bool:
+    return record.rank in record.bad_ranks or (not record.bad_ranks and located)
 
 
 def _device() -> torch.device:

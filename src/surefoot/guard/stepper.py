@@ -20,7 +20,7 @@ from surefoot.guard.history import History
 from surefoot.guard.inspector import Inspector
 from surefoot.guard.measure import Measured, ParameterTable
 from surefoot.guard.policy import Policy
-from surefoot.guard.ranks import compare
+from surefoot.guard.ranks import align, take_over
 from surefoot.guard.recovery import Recovery
 from surefoot.guard.scale import ForeignScale, LossScale
 from surefoot.guard.shorten import Shortener
@@ -37,6 +37,9 @@ from surefoot.guard.verdict import (
 from surefoot.records import Cause, Event, StepRecord
 
 __all__ = ["Stepper"]
+
+_ALIKE_ALREADY = (Cause.STALE, Cause.SPIKE)
+"""Verdicts that every rank comes to by itself."""
 
 
 class Stepper:
@@ -143,9 +146,12 @@ class Stepper:
         """
         if record is self._pending:
             return record  # followed when it has arrived
+        all_ask = self.together and record.refused and record.cause not in _ALIKE_ALREADY
+        if all_ask:
+            align(record, self.table.names)
         self.inspector.inspect(record)  # before anything is rolled back
-        if self.together and record.refused and record.cause not in (Cause.STALE, Cause.SPIKE):
-            compare(record, self.table.names)
+        if all_ask:
+            take_over(record)
         trouble = self.recovery.after(record, far_off=self._far_off)
         if trouble is not None:
             record.__dict__["bad_ranks"] = tuple(sorted({*record.bad_ranks, *trouble.ranks}))
