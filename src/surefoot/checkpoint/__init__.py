@@ -1,6 +1,8 @@
 """Checkpoints that are whole or not there at all, and the way to go on from them exactly."""
 
+from surefoot.checkpoint.background import BackgroundSaver
 from surefoot.checkpoint.checkpoint import Checkpoint, Listed, Rejected
+from surefoot.checkpoint.legacy import LegacyFile, verify_legacy
 from surefoot.checkpoint.manifest import FORMAT_VERSION
 from surefoot.checkpoint.order import SampleOrder
 from surefoot.checkpoint.outcome import SaveOutcome
@@ -11,8 +13,10 @@ from surefoot.checkpoint.store import CheckpointStore
 
 __all__ = [
     "FORMAT_VERSION",
+    "BackgroundSaver",
     "Checkpoint",
     "CheckpointStore",
+    "LegacyFile",
     "Listed",
     "Rejected",
     "SampleOrder",
@@ -23,4 +27,5 @@ __all__ = [
     "check_state",
     "restore_rng",
     "sample_seed",
+    "verify_legacy",
 ]
