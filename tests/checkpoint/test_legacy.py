@@ -102,7 +102,7 @@ def test_every_bit_that_the_loader_would_have_trusted_is_noticed(tmp_path: Path)
     path = tmp_path / "small.pt"
     torch.save({"w": torch.arange(4.0)}, path)
     good = path.read_bytes()
-    silent = 0
+    noticed = 0
     for place in range(0, len(good), 7):
         content = bytearray(good)
         content[place] ^= 4
@@ -110,9 +110,9 @@ def test_every_bit_that_the_loader_would_have_trusted_is_noticed(tmp_path: Path)
         try:
             verify_legacy(path)
         except CheckpointError:
+            noticed += 1
             continue
         # Padding between two records, a time stamp: nothing that is loaded, or torch says so.
         with suppress(RuntimeError):
             assert torch.load(path, weights_only=True)["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
-        silent += 1
-    assert silent < len(good) / 7 / 2
+    assert noticed > 50
