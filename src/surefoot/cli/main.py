@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["--version"]:
         print(f"surefoot {__version__}")
         return 0
-    asked_for = [verb for verb in VERBS if words[:1] == [verb.words[0]]]
+    of_several = [verb for verb in VERBS if len(verb.words) > 1]
+    asked_for = [verb for verb in of_several if words[:1] == [verb.words[0]]]
     if not words or words[0] in ("-h", "--help") or (asked_for and _stops_at(words[1:])):
         print(overview(asked_for or VERBS))
         return 0
