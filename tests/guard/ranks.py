@@ -78,7 +78,10 @@ def _serve(pipe: Any, rank: int, size: int, store: str) -> None:
         timeout=timedelta(seconds=_PATIENCE / 2),
     )
     while True:
-        scenario, settings = pipe.recv()
+        try:
+            scenario, settings = pipe.recv()
+        except EOFError:
+            return
         try:
             pipe.send((True, scenario(rank, **settings)))
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,3 +58,160 @@ def test_13_norms_are_those_of_the_whole_tensors_on_any_mesh(make):
         assert ours == told[0][0]
     if make is grid:
         assert "_StridedShard" in told[0][2]  # which says of itself that it is no shard
+
+
+class Halves(nn.Module):
+    """A replicated matrix, then one in shards: every gradient is whole on its own terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        row = mesh()
+        first, second = torch.randn(6, 6) / 3, torch.randn(8, 6) / 3
+        self.first = nn.Parameter(distribute_tensor(first, row, [Replicate()]))
+        self.second = nn.Parameter(distribute_tensor(second, row, [Shard(0)]))
+        self.row = row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = distribute_tensor(x, self.row, [Replicate()])
+        return nn.functional.linear(nn.functional.linear(x, self.first), self.second).full_tensor()
+
+
+def spoil(gradient: DTensor, *, value: float) -> None:
+    """Without a word to the other ranks."""
+    gradient.to_local()[0, 0] = value
+
+
+def bad_shard(rank: int, *, value: float, way: str, fused: bool, leave_out: bool) -> Any:
+    """At the third step one rank's part of the later matrix has a bad gradient."""
+    model = Halves()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused, foreach=False)
+    records: list[Any] = []
+    if way == "guard":
+        guard = Guard(model, optimizer, clip=0.5)
+    else:
+        attachment = surefoot.attach(optimizer, model, clip=0.5, on_record=records.append)
+    for step in range(6):
+        if step == 2 and leave_out:
+            continue
+        loss = (
+            model(torch.randn(5, 6, generator=torch.Generator().manual_seed(step))).square().mean()
+        )
+        if step == 2 and not leave_out and rank == 1:
+            handle = model.second.register_hook(partial(spoil, value=value))
+        if way == "guard":
+            records.append(guard.step(loss))
+        else:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 2 and not leave_out and rank == 1:
+            handle.remove()
+    if way == "attach":
+        attachment.detach()
+    said = [(r.verdict.value, r.cause.value, r.grad_norm, r.clip_coefficient) for r in records]
+    names = [c.name for r in records for c in r.culprits]
+    return str(said), names, fingerprints(model, optimizer)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("way", ["guard", "attach"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "loop"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_value_in_one_shard_behind_a_replicated_one_is_seen_by_all(size, way, fused, value):
+    settings = {"value": value, "way": way, "fused": fused}
+    told = world(size).run(bad_shard, leave_out=False, **settings)
+    clean = world(size).run(bad_shard, leave_out=True, **settings)
+    for said, names, prints in told:
+        assert said == told[0][0]
+        assert said.count("'refused', 'nonfinite_gradient'") == 1
+        assert names == ["second"]
+        assert prints == clean[0][2]
+
+
+class Counted:
+    """Counts the collectives that Python asks for while it is open."""
+
+    NAMES = (
+        "all_gather",
+        "all_gather_into_tensor",
+        "all_gather_object",
+        "all_reduce",
+        "barrier",
+        "broadcast",
+        "reduce_scatter_tensor",
+    )
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self._inner: dict[str, Any] = {}
+
+    def __enter__(self) -> Counted:
+        for name in self.NAMES:
+            self._inner[name] = inner = getattr(torch.distributed, name)
+            setattr(torch.distributed, name, self._counting(name, inner))
+        return self
+
+    def _counting(self, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            return inner(*args, **kwargs)
+
+        return call
+
+    def __exit__(self, *_: Any) -> None:
+        for name, inner in self._inner.items():
+            setattr(torch.distributed, name, inner)
+
+
+def asked_of_others(rank: int, *, kind: str, way: str, decide: str) -> tuple[Any, Any]:
+    """Collectives of one healthy step beside those of backward, and of a refused one."""
+    if kind in ("grid", "hybrid"):
+        model = {"grid": grid, "hybrid": hybrid}[kind](
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+        )
+        x, row = torch.ones(3, 8), rank // 2 if kind == "grid" else rank
+        loss = lambda step: model(x + step + row).square().mean() + step  # noqa: E731
+    else:
+        model = spread(net(), kind)
+        loss = lambda step: loss_of(model, *batch(10 * step + rank))  # noqa: E731
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    settings = {"clip": 1.0, "decide": decide}
+    if way == "guard":
+        guard = Guard(model, optimizer, **settings)
+        step_of = guard._stepper.close
+    else:
+        attachment = surefoot.attach(optimizer, model, **settings)
+    counts: dict[int, list[str]] = {}
+    for step in range(4):
+        value = loss(step) * (math.nan if step == 2 and rank == 0 else 1.0)
+        if way == "guard":
+            counted = Counted()
+
+            def close(*args: Any, counted: Counted = counted) -> Any:
+                with counted:
+                    return step_of(*args)
+
+            guard._stepper.close = close
+            guard.step(value)
+        else:
+            attachment.observe(value)
+            value.backward()
+            with Counted() as counted:
+                optimizer.step()
+            optimizer.zero_grad()
+        counts[step] = counted.calls
+    return counts[1], counts[2] + counts[3]
+
+
+@pytest.mark.parametrize("way", ["guard", "attach"])
+@pytest.mark.parametrize("decide", ["host", "device"])
+@pytest.mark.parametrize(
+    ("kind", "size", "axes"), [("ddp", 2, 0), ("fsdp", 2, 1), ("hybrid", 4, 1), ("grid", 4, 2)]
+)
+def test_a_healthy_step_asks_the_others_nothing_but_each_axis_of_shards_once(
+    way, decide, kind, size, axes
+):
+    for healthy, refused in world(size).run(asked_of_others, kind=kind, way=way, decide=decide):
+        assert healthy == ["all_reduce"] * axes
+        assert refused.count("all_gather_object") == 1

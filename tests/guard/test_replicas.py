@@ -105,11 +105,8 @@ def test_ranks_that_train_apart_are_left_alone(seed):
 
 def broken_memory(rank: int) -> str:
     """The same bit flips again and again."""
-    from surefoot.errors import TrainingDiverged
-
-    run = Run(
-        rank, policy=Policy(snapshot_interval=5, snapshot_survives=2, max_rollbacks=2), lr=1e-4
-    )
+    policy = Policy(snapshot_interval=5, snapshot_survives=2, max_rollbacks=2)
+    run = Run(rank, policy=policy, lr=1e-4)
     try:
         for step in range(100):
             run.go([step])
