@@ -38,6 +38,11 @@ VERBS = (
         "surefoot.cli.demo_refdet",
     ),
     Verb(
+        ("checkpoints",),
+        "list what a run has saved, good or bad; verify every byte; export weights",
+        "surefoot.cli.checkpoints",
+    ),
+    Verb(
         ("replay",),
         "run a refused step of a run again, alone, and say which module and loss term did it",
         "surefoot.cli.replay",
