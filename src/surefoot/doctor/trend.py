@@ -1,0 +1,184 @@
+"""The course of a loss: how far it fell, whether it left its valley, its spikes and noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from surefoot.doctor.case import finite
+from surefoot.doctor.robust import level, noise, running_median, trend_share
+from surefoot.journal.series import Column
+
+__all__ = ["Course", "Hump"]
+
+_LOUD = 8.0
+"""Standard deviations of noise from which a deviation is one; a batch of one has heavy tails."""
+_LONGEST = 20_000
+"""Values of a course; a longer log is told in medians of equal stretches."""
+
+
+@dataclass(frozen=True)
+class Hump:
+    """Values far above those before them."""
+
+    first: int
+    """Index of the first value above; they go on to ``last``."""
+    last: int
+    peak: float
+    base: float
+    """Level before it."""
+    over: bool
+    """Whether the values came back."""
+
+    @property
+    def length(self) -> int:
+        """How many values it lasts."""
+        return self.last - self.first + 1
+
+
+class Course:
+    """The finite values of a column, smoothed by a running median as wide as the log allows."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = _shortened(finite(column))
+        self.values = self.column.values
+        self.size = self.values.size
+        width = int(min(51, max(1, self.size // 12) | 1))
+        self.smooth = running_median(self.values, width)
+        self.width = width
+
+    @cached_property
+    def sigma(self) -> float:
+        """Noise of one value around the trend."""
+        return noise(self.values)
+
+    @cached_property
+    def smooth_sigma(self) -> float:
+        """Noise of the smoothed values."""
+        return 1.25 * self.sigma / np.sqrt(self.width)
+
+    @property
+    def start(self) -> float:
+        """The first value: that of the untrained model, in a log from the start."""
+        return float(self.smooth[0]) if self.width > 1 else float(self.values[0])
+
+    @cached_property
+    def best_at(self) -> int:
+        """Index of the lowest smoothed value."""
+        return int(np.argmin(self.smooth))
+
+    @property
+    def best(self) -> float:
+        """The lowest smoothed value."""
+        return float(self.smooth[self.best_at])
+
+    @cached_property
+    def end(self) -> float:
+        """Level of the last values."""
+        return level(self.values[-max(min(3, self.size), self.size // 20) :])
+
+    @cached_property
+    def tau(self) -> float:
+        """Kendall's tau against time: -1 if the values only fall."""
+        return trend_share(self.values)
+
+    @property
+    def fell(self) -> bool:
+        """Whether the end is lower than the start by more than noise."""
+        return self.start - self.end > max(3 * self.smooth_sigma, 0.02 * abs(self.start))
+
+    @property
+    def gain(self) -> float:
+        """How far it got below its start at best."""
+        return self.start - self.best
+
+    @property
+    def climb(self) -> float:
+        """How far the end lies above the best."""
+        return self.end - self.best
+
+    @property
+    def left_its_valley(self) -> bool:
+        """Whether it ended far above its best: half of what it had gained is lost again."""
+        if self.size < 5 or self.best_at > self.size - 3:
+            return False
+        after = self.smooth[self.best_at :]
+        loud = self.climb > 5 * max(self.smooth_sigma, 1e-12)
+        return bool(
+            loud
+            and self.climb > 0.5 * max(self.gain, 0.0)
+            and self.climb > 0.15 * abs(self.best)
+            and trend_share(after) > 0.1
+        )
+
+    @property
+    def erratic(self) -> bool:
+        """Whether it swings by more than half its level and goes nowhere."""
+        if self.size < 4:
+            return False
+        swing = float(np.ptp(self.values)) / max(abs(level(self.values)), 1e-12)
+        return swing > 0.5 and self.tau > -0.4 and not self.fell
+
+    @property
+    def rose_at_the_end(self) -> bool:
+        """Whether the last values climb out of the lowest ones, even a little."""
+        if self.size < 3 or self.best_at >= self.size - 1:
+            return False
+        rise = float(np.max(self.smooth[self.best_at :])) - self.best
+        # From a handful of values the noise is known badly, and what trend there is enters it.
+        sure = 4.0 if self.size >= 12 else 2.0
+        return rise > max(sure * self.smooth_sigma, 0.04 * abs(self.best))
+
+    @cached_property
+    def humps(self) -> tuple[Hump, ...]:
+        """Stretches that stand out of what was before them by far, in their order."""
+        found: list[Hump] = []
+        if self.size < 3:
+            return ()
+        for at in np.flatnonzero(self._loud):
+            if at and (not found or at > found[-1].last):
+                found.append(self._hump_at(int(at)))
+        return tuple(found)
+
+    @cached_property
+    def _base(self) -> np.ndarray:
+        """At each index the median of up to 25 values before it."""
+        wide = min(25, max(1, self.size // 4))
+        padded = np.concatenate([np.full(wide, self.values[0]), self.values[:-1]])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, wide)
+        return np.median(windows, axis=-1)
+
+    @cached_property
+    def _threshold(self) -> np.ndarray:
+        return self._base + np.maximum(_LOUD * self.sigma, 0.3 * np.abs(self._base))
+
+    @cached_property
+    def _loud(self) -> np.ndarray:
+        return self.values > self._threshold
+
+    def _hump_at(self, at: int) -> Hump:
+        base = float(self._base[at])
+        peak_so_far = float(self.values[at])
+        last = at
+        quiet = 0
+        for index in range(at + 1, self.size):
+            value = float(self.values[index])
+            peak_so_far = max(peak_so_far, value)
+            if value > base + 0.35 * (peak_so_far - base):
+                last, quiet = index, 0
+            else:
+                quiet += 1
+                if quiet >= 3:
+                    break
+        return Hump(at, last, peak_so_far, base, over=last < self.size - 1)
+
+
+def _shortened(column: Column) -> Column:
+    if column.values.size <= _LONGEST:
+        return column
+    stretches = np.array_split(np.arange(column.values.size), _LONGEST)
+    first = np.array([stretch[0] for stretch in stretches])
+    medians = np.array([np.median(column.values[stretch]) for stretch in stretches])
+    return replace(column, values=medians, steps=column.steps[first], lines=column.lines[first])
