@@ -1,0 +1,1 @@
+"""What the doctor looks for: one module per family, every rule a pure function from a run."""
