@@ -1,0 +1,143 @@
+"""Memory that grows, and processes that die of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from surefoot.doctor.case import Case, finite
+from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
+from surefoot.doctor.phrases import KILLED, OUT_OF_MEMORY, WORKER_KILLED
+from surefoot.doctor.robust import condense, last_level, level, slope, trend_share
+from surefoot.doctor.rule import Rule, rule
+from surefoot.doctor.spot import said_at, spot
+from surefoot.journal.series import Column, Message, Role
+
+__all__ = ["RULES"]
+
+_GIB = 2.0**30
+
+
+@rule("SF601", "memory that grows and does not level off", (Role.HOST_MEMORY, Role.DEVICE_MEMORY))
+def growth(case: Case) -> Iterator[Finding]:
+    """A steady slope to the end of the log: something is kept from step to step."""
+    for role in (Role.HOST_MEMORY, Role.DEVICE_MEMORY):
+        for column in case.run.of(role):
+            known = finite(column)
+            if re.search("avail|free", known.name, re.I):
+                # What is left shrinks as what is taken grows.
+                top = float(np.max(known.values, initial=0.0))
+                known = replace(
+                    known, name=f"taken since, by {known.name}", values=top - known.values
+                )
+            if known.values.size >= 3 and _grows(known.values):
+                yield _leak(case, known, role)
+                return
+
+
+@rule("SF602", "an allocation that failed")
+def out_of_memory(case: Case) -> Iterator[Finding]:
+    """The device or the host had nothing left."""
+    told = [*case.of_kind("out_of_memory"), *case.said(f"{OUT_OF_MEMORY}|{KILLED}")]
+    if not told:
+        return
+    first = min(told, key=lambda message: message.line)
+    early = _is_early(case, first)
+    yield Finding(
+        code="SF602",
+        title="the run ran out of memory" + (" at its start" if early else ""),
+        cause=RootCause.UNKNOWN if early else RootCause.MEMORY_LEAK,
+        severity=Severity.CRITICAL,
+        confidence=0.5,
+        **said_at(first),
+        evidence=(Evidence("message", first.text, f"line {first.line}: {first.text[:120]}"),),
+        not_this=(
+            ("not memory_leak: what leaks does so over many steps; this does not fit at all",)
+            if early
+            else ()
+        ),
+        remedy=(
+            ("half the batch and twice the accumulation (--accumulation-steps)",)
+            if early
+            else ("keep numbers, not tensors: loss.item() or .detach() in lists and running sums",)
+        ),
+        log_next=("memory of host and device at every hundredth step",),
+    )
+
+
+@rule("SF603", "a data worker that was killed")
+def worker_killed(case: Case) -> Iterator[Finding]:
+    """The system kills workers when the host's memory is full, or the shared memory too small."""
+    told = [*case.of_kind("worker_killed"), *case.said(WORKER_KILLED)]
+    if not told:
+        return
+    first = min(told, key=lambda message: message.line)
+    shared = "shm" in first.text.lower() or "bus error" in first.text.lower()
+    yield Finding(
+        code="SF603",
+        title="a data worker was killed"
+        + (": the shared memory is too small" if shared else ", most likely for want of memory"),
+        cause=RootCause.UNKNOWN if shared else RootCause.MEMORY_LEAK,
+        severity=Severity.CRITICAL,
+        confidence=0.6,
+        **said_at(first),
+        evidence=(Evidence("message", first.text, f"line {first.line}: {first.text[:120]}"),),
+        not_this=("not a fault of the training step: no gradient is in a data worker",),
+        remedy=(
+            "workers x cached frames x bytes of one frame must fit in memory: every worker has "
+            "a cache of its own; a smaller cache, or fewer workers",
+            *(("docker run --shm-size=8g",) if shared else ()),
+        ),
+        log_next=("resident memory of the main process and of each worker",),
+    )
+
+
+def _grows(values: np.ndarray) -> bool:
+    start, end = level(values[: max(1, values.size // 10)]), last_level(values, 0.1, 1)
+    if end <= 0 or end < 1.3 * start:
+        return False
+    short = condense(values, 200)
+    late = short[short.size // 2 :]
+    # A peak that is reported as a running maximum, or a cache that fills, comes to a rest.
+    still = late[-1] - late[0] > 0.1 * (end - start)
+    return bool(trend_share(short) > 0.6 and still)
+
+
+def _leak(case: Case, known: Column, role: Role) -> Finding:
+    start, end = float(known.values[0]), float(known.values[-1])
+    rise = slope(known.steps, known.values)
+    where = "host" if role is Role.HOST_MEMORY else "device"
+    killed = case.said(f"{OUT_OF_MEMORY}|{KILLED}") or case.of_kind("out_of_memory")
+    pace = f"{rise / 2**20:.3g} MiB for every {known.per}"
+    return Finding(
+        code="SF601",
+        title=f"{where} memory grows from {start / _GIB:.3g} to {end / _GIB:.3g} GiB, {pace}",
+        cause=RootCause.MEMORY_LEAK,
+        severity=Severity.CRITICAL if killed else Severity.WARNING,
+        confidence=0.85 if killed or known.values.size >= 8 else 0.7,
+        **spot(known),
+        evidence=(
+            Evidence("slope", rise, f"the slope is {pace}"),
+            Evidence("growth", end / start, f"{end / start:.3g} times as much as at first"),
+        ),
+        not_this=("not a cache that fills once: that levels off, this does not",),
+        remedy=(
+            "keep numbers, not tensors: loss.item() or .detach() in lists and running sums",
+            "host: bound the caches of the data workers (workers x frames x bytes of a frame); "
+            "persistent workers, fewer of them",
+        ),
+        explains=("SF602", "SF603"),
+    )
+
+
+def _is_early(case: Case, message: Message) -> bool:
+    column = case.loss
+    if column is None:
+        return True
+    return int(np.sum(column.lines < message.line)) <= 2
+
+
+RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed)
