@@ -1,0 +1,37 @@
+"""Every rule of the doctor, in the order of their codes."""
+
+from __future__ import annotations
+
+from surefoot.doctor.rule import Rule
+from surefoot.doctor.rules import (
+    bookkeeping,
+    data,
+    gradients,
+    loss_scale,
+    losses,
+    memory,
+    numbers,
+    progress,
+    scaler,
+    schedule,
+)
+
+__all__ = ["RULES"]
+
+_FAMILIES = (
+    numbers,
+    loss_scale,
+    scaler,
+    losses,
+    gradients,
+    schedule,
+    memory,
+    data,
+    progress,
+    bookkeeping,
+)
+
+RULES: tuple[Rule, ...] = tuple(
+    sorted((rule for family in _FAMILIES for rule in family.RULES), key=lambda rule: rule.code)
+)
+"""The rules; codes are unique, hundreds are families."""
