@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from surefoot.errors import ConfigError
-from surefoot.recipes.hardware import choose_amp, choose_device
 from surefoot.recipes.refdet import ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from surefoot.recipes.refdet.build import (
     Learner,
@@ -116,41 +115,6 @@ def test_a_state_of_other_groups_is_refused() -> None:
     state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:1]
     with pytest.raises(ConfigError, match=r"does not fit .*start anew with --checkpoint"):
         learner.load_state_dict(state)
-
-
-def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(ConfigError, match="--device gpu: is no device"):
-        choose_device("gpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing")
-def test_a_gpu_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="--device cuda:3: 0 CUDA devices are visible"):
-        choose_device("cuda:3")
-
-
-@pytest.mark.parametrize(("has", "amp"), [(True, "bf16"), (False, None)])
-def test_a_cpu_takes_bf16_only_where_it_has_it(
-    monkeypatch: pytest.MonkeyPatch, has: bool, amp: str | None
-) -> None:
-    monkeypatch.setattr("surefoot.recipes.hardware._cpu_has_bf16", lambda: has)
-    assert choose_amp("auto", torch.device("cpu")) == amp
-
-
-@pytest.mark.parametrize(
-    ("name", "bf16", "amp"),
-    [
-        ("NVIDIA H200", True, "bf16"),
-        ("Tesla V100", False, "fp16"),
-        ("NVIDIA GeForce GTX 1650", False, None),
-    ],
-)
-def test_a_gpu_takes_bf16_else_fp16_and_never_fp16_where_it_is_broken(
-    monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool, amp: str | None
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert choose_amp("auto", torch.device("cuda")) == amp
 
 
 def test_cosine_never_leaves_its_range() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.guard import Guard, Policy
+from surefoot.guard.precision import PrecisionCheck, check_precision
 from surefoot.models import DinoSupport, DinoSupportConfig, RefDet, RefDetConfig
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.refdet.config import TrainConfig
@@ -158,15 +160,9 @@ class Learner:
             parameter_groups(self.model, options), betas=(0.9, options.beta2), fused=True
         )
         self.group_names = [str(group["name"]) for group in self.optimizer.param_groups]
-        self.guard = Guard(
-            # The criterion may have buffers of its own (WIoU's mean): a refused step undoes them.
-            nn.ModuleDict({"model": self.model, "criterion": self.criterion}),
-            self.optimizer,
-            clip=options.gradient_clip_norm or None,
-            accumulate=options.gradient_accumulation,
-            amp=amp,
-            policy=Policy.conservative() if amp == "fp16" else None,
-        )
+        # The criterion may have buffers of its own (WIoU's mean): a refused step undoes them.
+        self.guarded = nn.ModuleDict({"model": self.model, "criterion": self.criterion})
+        self.guard = self._make_guard(options, amp)
         self.schedule = LambdaLR(self.optimizer, warmup_cosine(plan))
         self.guard.schedule(self.schedule)
         self.averaged: AveragedModel | None = None
@@ -176,6 +172,32 @@ class Learner:
     def terms(self, episode: Episode) -> LossTerms:
         """The loss of an episode."""
         return self.criterion(self.model(episode.images, episode.supports), episode)
+
+    def _make_guard(self, options: OptimizerOptions, amp: Amp) -> Guard:
+        return Guard(
+            self.guarded,
+            self.optimizer,
+            clip=options.gradient_clip_norm or None,
+            accumulate=options.gradient_accumulation,
+            amp=amp,
+            policy=Policy.conservative() if amp == "fp16" else None,
+        )
+
+    def check_precision(
+        self, episode: Episode, options: OptimizerOptions, amp: Amp
+    ) -> PrecisionCheck:
+        """Try ``amp`` on an episode and go on in the precision that it is good enough for."""
+        compute = partial(self.terms, episode)
+        check = check_precision(self.guarded, compute, amp, policy=Policy.conservative())
+        if check.amp != amp:
+            state = self.guard.state_dict()
+            self.guard.detach()
+            self.guard = self._make_guard(options, check.amp)
+            self.guard.load_state_dict(state)
+            self.guard.schedule(self.schedule)
+            if self.averaged is not None:
+                self.guard.average(self.averaged)
+        return check
 
     @property
     def evaluated(self) -> tuple[str, RefDet]:

@@ -229,6 +229,9 @@ class HardwareOptions:
     weights stay float32."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on hardware that has it, else fp16 on a GPU and fp32 on a CPU."""
+    check_precision: bool = True
+    """Before the first step, try half precision on the first episode beside fp32, and fall back
+    where it is not finite or not near. Two forward and backward passes."""
     batch_size: int = 4
     """Frames decoded and detected at once in validation. In training an episode's n-way x n-query
     frames are the batch."""

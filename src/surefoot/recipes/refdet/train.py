@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +24,7 @@ from surefoot import __version__
 from surefoot.checkpoint import Checkpoint, capture_rng, restore_rng
 from surefoot.data import AeroEyes
 from surefoot.errors import ConfigError
+from surefoot.guard import MemoryWatch
 from surefoot.recipes.hardware import (
     Amp,
     choose_amp,
@@ -99,7 +100,9 @@ class Run:
         self.config, self.sources, self.stream = config, sources, stream
         self.device = choose_device(config.hardware.device)
         wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
-        self.amp = choose_amp(wanted, self.device)
+        self.amp, self._why = choose_amp(wanted, self.device)
+        self._untried = config.hardware.check_precision and self.amp is not None
+        self._memory = MemoryWatch(allowance=config.data.cache_mb * 2.0**20)
         self.plan = Plan.of(config, len(sources.episodes))
         seed_everything(config.run.seed)
         self.learner = Learner(config, self.plan, self.device, self.amp)
@@ -112,13 +115,14 @@ class Run:
 
     def train_epoch(self, epoch: int) -> None:
         """Every episode of the epoch, one guarded micro-batch each."""
-        learner, guard = self.learner, self.learner.guard
         count = self._episodes_in(epoch)
+        episodes = self._tried(self._episodes(epoch, count))
+        learner, guard = self.learner, self.learner.guard
         title = f"Epoch {epoch + 1}/{self.plan.epochs}"
         bar = EpochBar(title=title, total=count, stream=self.stream)
         summary = EpochSummary(self.learner.group_names)
         learner.model.train()
-        for episode in guard.batches(self._episodes(epoch, count)):
+        for episode in guard.batches(episodes):
             with guard.autocast():
                 terms = learner.terms(episode)
             record = guard.step(
@@ -129,6 +133,9 @@ class Run:
             self.session.journal.write(record)
             bar.update(record)
             summary.add(record)
+            if growth := self._memory.step():
+                self.session.journal.event("memory", **growth.to_dict())
+                self._say(*([""] if self.stream.isatty() else []), f"  {growth}")
         bar.close()
         memory = device_memory_mb(self.device)
         fields = summary.fields() | {"device_memory_mb": memory}
@@ -143,6 +150,21 @@ class Run:
         self.sources.episodes.set_epoch(epoch)
         for episode in islice(self._loader, count):
             yield episode.to(self.device, non_blocking=True)
+
+    def _tried(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
+        """The same episodes; half precision is tried on the run's first one before it is used."""
+        first = next(episodes, None) if self._untried else None
+        if first is None:
+            return episodes
+        self._untried = False
+        self.learner.model.train()
+        check = self.learner.check_precision(first, self.config.optimizer, self.amp)
+        if check.amp != self.amp:
+            self.learner.guard.keep_failures(self.folder / FAILURES)
+            self.amp = check.amp
+        self.session.journal.event("precision", why=self._why, **check.to_dict())
+        self._say(f"Precision {check}")
+        return chain([first], episodes)
 
     def end_epoch(self, epoch: int) -> None:
         """Measure and save, where it is their turn."""
@@ -243,8 +265,9 @@ class Run:
         count = sum(p.numel() for p in self.learner.model.parameters())
         return [
             f"RefDet {self.config.model.preset}, {count / 1e6:.2f} M parameters, on {self.device} "
-            f"in {self.amp or 'fp32'}: {self.plan.epochs} epochs, {self.plan.total_steps} "
-            f"optimizer steps ({self.plan.warmup_steps} of warm-up), into {self.folder}"
+            f"in {self.amp or 'fp32'} ({self._why}): {self.plan.epochs} epochs, "
+            f"{self.plan.total_steps} optimizer steps ({self.plan.warmup_steps} of warm-up), into "
+            f"{self.folder}"
         ]
 
     def _start_from(self, path: Path) -> None:
