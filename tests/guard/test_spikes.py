@@ -142,3 +142,25 @@ def test_a_spike_may_end_the_run(decide):
     assert "Look at the samples of the spikes, and at the learning rate." in stop.value.diagnosis
     now = State.of(model).differences(before)
     assert [n for n in now if "running" not in n and "num_batches" not in n] == []
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_loss_that_stays_half_as_far_off_is_told_from_the_fifth_step_on(decide):
+    weight = torch.nn.Parameter(torch.ones(4))
+    model = torch.nn.ParameterList([weight])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
+    guard = Guard(model, optimizer, decide=decide)
+    noise = torch.randn(80, generator=torch.Generator().manual_seed(0)) * 0.3
+
+    def step(level: float, number: int):
+        return guard.step((weight * level * float(noise[number].exp())).sum())
+
+    calm = [step(1.0, i) for i in range(60)]
+    assert not any(r.events for r in calm)
+    told = [Event.LOSS_SPIKE in step(5.0, 60 + i).events for i in range(8)]
+    assert told[:4] == [False] * 4
+    assert any(told[4:])
+    assert guard.state_dict()["spikes"]["away"][0] >= 5
+    again = Guard(model, optimizer, decide="host" if decide == "device" else "device")
+    again.load_state_dict(guard.state_dict())
+    assert again.state_dict()["spikes"]["away"] == guard.state_dict()["spikes"]["away"]

@@ -41,7 +41,8 @@ class Policy:
     shorten the gradient to ``spike_ratio`` times the usual norm as well; or refuse the step; or
     raise. The guard's ``clip`` acts in any case."""
     spike_deviation: float = 8.0
-    """A spike lies so many robust standard deviations (of the logarithm) above the median..."""
+    """A spike lies so many robust standard deviations (of the logarithm) above the median, or half
+    as many for the fifth step in a row..."""
     spike_ratio: float = 3.0
     """...and is at least so many times the median."""
     max_consecutive_spikes: int = 5

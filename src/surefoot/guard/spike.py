@@ -12,6 +12,9 @@ from surefoot.guard.window import DeviceWindow, HostWindow
 
 __all__ = ["DeviceSpikes", "HostSpikes", "Spikes"]
 
+_SURE = 5
+"""Steps in a row half as far off as a spike are no accident either."""
+
 
 class Spikes(NamedTuple):
     """What is a spike, how long it has been going on, and what is not back yet."""
@@ -41,14 +44,16 @@ class HostSpikes:
         self._policy = policy
         size, warmup = policy.window_size, policy.window_warmup
         self._windows = [HostWindow(size=size, warmup=warmup) for _ in range(2)]
-        self._streak = 0
+        self._streak, self._away = 0, [0, 0]
 
     def judge(self, loss: float, norm: float) -> Spikes:
         """Look at a step before it is applied; the windows do not move."""
         policy, found, far = self._policy, [False, False], [0.0, 0.0]
         for i, (window, value) in enumerate(zip(self._windows, (loss, norm), strict=True)):
             far[i] = window.deviation(value) / policy.spike_deviation
-            found[i] = far[i] > 1.0 and value > policy.spike_ratio * window.median()
+            self._away[i] = self._away[i] + 1 if far[i] > 0.5 else 0
+            sure = far[i] > 1.0 or self._away[i] >= _SURE
+            found[i] = sure and value > policy.spike_ratio * window.median()
         self._streak = self._streak + 1 if any(found) else 0
         return Spikes(
             loss=found[0],
@@ -69,14 +74,15 @@ class HostSpikes:
         self.load_state_dict({"windows": [{"logs": []}] * 2, "streak": 0})
 
     def state_dict(self) -> dict[str, Any]:
-        """Both windows and the streak."""
-        return {"windows": [w.state_dict() for w in self._windows], "streak": self._streak}
+        """Both windows, the streak, and how long each has been away."""
+        windows = [w.state_dict() for w in self._windows]
+        return {"windows": windows, "streak": self._streak, "away": list(self._away)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, on this side or the other."""
         for window, saved in zip(self._windows, state["windows"], strict=True):
             window.load_state_dict(saved)
-        self._streak = state["streak"]
+        self._streak, self._away = state["streak"], list(state.get("away", [0, 0]))
 
 
 class DeviceSpikes:
@@ -87,6 +93,7 @@ class DeviceSpikes:
         size, warmup = policy.window_size, policy.window_warmup
         self._window = DeviceWindow(2, size=size, warmup=warmup, device=device)
         self._streak = torch.zeros((), dtype=torch.int64, device=device)
+        self._away = torch.zeros(2, dtype=torch.int64, device=device)
 
     def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What :class:`Spikes` says of loss and norm, 2.
@@ -97,7 +104,8 @@ class DeviceSpikes:
         policy = self._policy
         far = self._window.deviation(values) / policy.spike_deviation
         limits = policy.spike_ratio * self._window.median()
-        found = (far > 1.0) & (values > limits)
+        self._away = torch.where(far > 0.5, self._away + 1, 0)
+        found = ((far > 1.0) | (self._away >= _SURE)) & (values > limits)
         self._streak = torch.where(found.any(), self._streak + 1, 0)
         refuse = found.any() & (self._streak <= policy.max_consecutive_spikes)
         refuse &= policy.spike in ("refuse", "raise")
@@ -114,9 +122,12 @@ class DeviceSpikes:
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`HostSpikes.state_dict` gives."""
-        return {"windows": self._window.state_dict(), "streak": int(self._streak)}
+        windows, away = self._window.state_dict(), self._away.tolist()
+        return {"windows": windows, "streak": int(self._streak), "away": away}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, on this side or the other."""
         self._window.load_state_dict(state["windows"])
         self._streak = torch.full_like(self._streak, state["streak"])
+        away = state.get("away", [0, 0])
+        self._away = torch.tensor(away, dtype=torch.int64, device=self._away.device)
