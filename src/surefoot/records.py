@@ -98,6 +98,10 @@ class Event(Sentence):
         "buffers_mended",
         "module buffers were NaN or Inf though no step here had made them so; they were put back",
     )
+    BATCH_OUTLYING = (
+        "batch_outlying",
+        "the batch was so unlike all others that BatchNorm's running statistics leave it out",
+    )
     BUFFERS_RESTORED = (
         "buffers_restored",
         "module buffers were put back to what they were before the forward pass",
@@ -168,7 +172,7 @@ class StepRecord:
             line += f": {self.cause}{self._on_ranks}"
         if self.culprits:
             line += f" in {_some([f'{c.name} ({c.kind})' for c in self.culprits])}"
-        if self.fault is not None and self.fault.tells:
+        if self.fault is not None and self.fault.located:
             line += f"; {self.fault}"
         if self.refused:
             bad = [t.name for t in self.terms if t.bad]
@@ -181,7 +185,8 @@ class StepRecord:
 
     @property
     def _on_ranks(self) -> str:
-        return f" on {ranks_said(self.bad_ranks)}" if self.bad_ranks else ""
+        known = self.bad_ranks and self.cause in (Cause.NONFINITE_LOSS, Cause.NONFINITE_GRADIENT)
+        return f" on {ranks_said(self.bad_ranks)}" if known else ""
 
     def explain(self) -> str:
         """The whole story, several lines: what, where, by which term, on which samples, what next.
@@ -321,7 +326,7 @@ def _story(record: StepRecord) -> str:
         lines += [(made, str(fault.made))] if fault.made.known else []
         if fault.origin is Origin.MODULE and fault.detail:
             lines.append(("", fault.detail))
-        if record.micro_batches > 1 and fault.origin.located:
+        if record.micro_batches > 1 and fault.located:
             lines.append(("", f"micro-batch {fault.micro_batch + 1} of {record.micro_batches}"))
     width = max((len(t.name) for t in record.terms), default=0)
     lines += [("Terms", f"{t.name:{width}}  {t.said}") for t in record.terms]

@@ -259,3 +259,21 @@ def test_whatever_else_changes_the_gradients_inside_a_window_is_told(what, decid
             optimizer.zero_grad()
     touched = [Event.GRADIENTS_TOUCHED in r.events for r in records]
     assert touched == [False, what != "nothing", False, what != "nothing"]
+
+
+@pytest.mark.parametrize("decide", ["host", "device"])
+def test_a_batch_like_no_other_stays_out_of_the_running_statistics(decide):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard = Guard(model, optimizer, decide=decide)
+    records = []
+    for step in range(40):
+        images, labels = batch(step)
+        factor = 1e6 if step == 30 or step >= 33 else 1.0
+        before = [b.clone() for b in model.buffers()]
+        records.append(guard.step(loss_of(model, images * factor, labels)))
+        kept = all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+        assert kept is (step == 30 or 33 <= step < 38), step
+    told = [r.step for r in records if Event.BATCH_OUTLYING in r.events]
+    assert told == [30, 33, 34, 35, 36, 37]
+    assert all(r.applied for r in records)

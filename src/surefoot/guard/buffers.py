@@ -18,6 +18,11 @@ from torch import Tensor, nn
 __all__ = ["BufferKeeper"]
 
 _SMALL = 2**16
+_JUMP = 1e4
+"""One batch that multiplies a running variance by so much is like no other: with torch's momentum
+of 0.1 its own variance is 100,000 times the usual one."""
+_WARMUP, _MOST = 20, 5
+"""Batches before that is asked, and so many in a row may be left out; then it is the new level."""
 
 
 class BufferKeeper:
@@ -47,6 +52,8 @@ class BufferKeeper:
         self._kept = [b.detach().clone() for b in self._current()]
         self._marks = self._stamp(self._current())
         self._mended: dict[str, Tensor] = {}
+        self._variances = [i for i, n in enumerate(self._names) if n.endswith("running_var")]
+        self._judged, self._left_out = 0, torch.zeros((), dtype=torch.int64)
         self.forward_seen = self._hook_seen = False
         self._deaf = False
         self._handle = model.register_forward_pre_hook(self._before_forward)
@@ -133,6 +140,27 @@ class BufferKeeper:
         if bad is None:
             self._marks = self._stamp(buffers)
         return bool(moved)
+
+    def outlying(self) -> Tensor | None:
+        """Whether the last batch was so unlike all others that it has spoilt the running
+        statistics, 0-d, on the device; None where nothing could tell.
+        """
+        now = self._current()
+        places = [i for i in self._variances if _alike(self._kept[i], now[i])]
+        self._judged += 1
+        if not places or self._judged <= _WARMUP:
+            return None
+        with torch.no_grad():
+            new = torch.stack(torch._foreach_norm([now[i] for i in places]))
+            old = torch.stack(torch._foreach_norm([self._kept[i] for i in places]))
+            jumped = ~(new <= _JUMP * old).all()
+            self._left_out = torch.where(jumped, self._left_out.to(jumped.device) + 1, 0)
+            return jumped & (self._left_out <= _MOST)
+
+    def leave_out(self) -> bool:
+        """Put the copy back if the last batch was outlying; reads the answer."""
+        outlying = self.outlying()
+        return outlying is not None and bool(outlying) and self.restore()
 
     @property
     def copy_is_the_state(self) -> bool:

@@ -230,8 +230,8 @@ class Stepper:
                 more = max(1.0, norm / effective / facts.usual_norm)
                 divisor, effective = divisor * more, effective * more
             self.shortener.learn(norm, good=True)
-            facts = replace(facts, clip_divisor=effective)
             self.hand.apply(measured.gradients, divisor, facts.unit)
+            facts = replace(facts, clip_divisor=effective, outlying=self.buffers.leave_out())
         else:
             self.hand.refuse()
             facts = replace(
@@ -306,7 +306,9 @@ class Stepper:
             divisor = shortened.divisor * more
             shortened = shortened._replace(effective=shortened.effective * more)
         self.hand.leave_to_device(divisor, unit, bad)
-        moved = self.buffers.restore(bad)
+        outlying = self.buffers.outlying()
+        moved = self.buffers.restore(bad if outlying is None else bad | outlying)
+        spikes = torch.cat([spikes, (~one.bool() if outlying is None else outlying & ~bad)[None]])
         next_scale = scale
         if self.scale is not None:
             self.scale.update(overflow=gradients_bad, freeze=loss_bad)

@@ -47,6 +47,8 @@ class Facts:
     names: Sequence[str] = ()
     backward_skipped: bool = False
     buffers_moved: bool = False
+    outlying: bool = False
+    """The batch is applied, but left out of the running statistics."""
     mended: tuple[str, ...] = ()
     """Buffers that were bad before the forward pass, which no judged step has done."""
     rank: int = 0
@@ -119,8 +121,8 @@ class Tally:
 
 def landed(facts: Facts, values: Sequence[float]) -> Facts:
     """The facts once the device's values are there."""
-    loss, total, clip_divisor, scale, next_scale, unit, *spikes = values[:11]
-    split = 11 + len(facts.term_names)
+    loss, total, clip_divisor, scale, next_scale, unit, *spikes = values[:12]
+    split = 12 + len(facts.term_names)
     end = split + len(facts.names)
     return replace(
         facts,
@@ -132,10 +134,11 @@ def landed(facts: Facts, values: Sequence[float]) -> Facts:
         spike_refused=spikes[2] > 0,
         loss_away=spikes[3] > 0,
         gradient_away=spikes[4] > 0,
+        outlying=spikes[5] > 0,
         scale=scale,
         next_scale=next_scale,
         unit=unit,
-        raw_terms=values[11:split],
+        raw_terms=values[12:split],
         norms=values[split:end],
         mended=tuple(compress(facts.mended, values[end:])),
     )
@@ -224,6 +227,7 @@ def _events(facts: Facts) -> tuple[Event, ...]:
         Event.PARTIAL_WINDOW: facts.micro_batches < facts.accumulate,
         Event.BACKWARD_SKIPPED: facts.backward_skipped,
         Event.BUFFERS_MENDED: bool(facts.mended),
+        Event.BATCH_OUTLYING: facts.outlying,
         Event.BUFFERS_RESTORED: facts.buffers_moved and not facts.good,
         Event.SCALE_BACKED_OFF: facts.next_scale < facts.scale,
         Event.SCALE_GREW: facts.next_scale > facts.scale,
