@@ -68,14 +68,14 @@ NUMBERS = {
         ),
     ),
     "SF106": Pair(
-        log(loss=[0.62, NAN, NAN, NAN, NAN], accuracy=[0.63, 0.41, 0, 0, 0]),
+        log(loss=[1.18, NAN, NAN, NAN, NAN], accuracy=[0.55, 0.1, 0.1, 0.1, 0.1]),
         RootCause.UNKNOWN,
-        log(loss=[0.62, 0.55, 0.51, 0.47, 0.46], accuracy=[0.63, 0.7, 0.72, 0.74, 0.75]),
+        log(loss=[1.18, 0.9, 0.8, 0.74, 0.7], accuracy=[0.55, 0.63, 0.68, 0.7, 0.72]),
     ),
     "SF107": Pair(
-        log(activation=[257, 3150, 9740, 62_700, INF]),
+        log(activation=[120, 1900, 14_000, 58_000, INF]),
         RootCause.FP16_OVERFLOW,
-        log(activation=[257, 3150, 9740, 627_000, INF]),
+        log(activation=[120, 1900, 14_000, 580_000, INF]),
     ),
 }
 
@@ -119,9 +119,9 @@ LOSS_SCALE = {
 
 LOSSES = {
     "SF301": Pair(
-        log(loss=[6.4, 6.5], box=[2.4, 2.6], cls=[1.0, 0.96], triplet=[0, 0]),
+        log(loss=[1.05, 1.06], mask=[0.83, 0.85], edge=[0.22, 0.21], triplet=[0, 0]),
         RootCause.DEAD_LOSS,
-        log(loss=[6.4, 6.5], box=[2.4, 2.6], cls=[1.0, 0.96], triplet=[1e-4, 2e-4]),
+        log(loss=[1.05, 1.06], mask=[0.83, 0.85], edge=[0.22, 0.21], triplet=[1e-4, 2e-4]),
     ),
     "SF302": Pair(
         log(loss=[0.1] * 12),
@@ -129,9 +129,19 @@ LOSSES = {
         log(loss=noisy([0.1] * 12, 0.01)),
     ),
     "SF303": Pair(
-        log(box=[0.7], cls=[0.98], dfl=[11.86], supcon=[1.62], triplet=[1.67]),
+        log(box=[0.41], cls=[0.77], dfl=[11.3], mask=[0.52], edge=[1.1]),
         RootCause.LOSS_TERM_DOMINATES,
-        log(box=[1.7], cls=[0.98], dfl=[1.86], supcon=[1.62], triplet=[1.67]),
+        log(box=[1.41], cls=[0.77], dfl=[1.3], mask=[0.52], edge=[1.1]),
+    ),
+    "SF304": Pair(
+        log(loss=[3.1, 3.2, 3.1], box_loss=[2.3, 2.4, 2.3], mean_iou=[0.0, 0.0, 0.0]),
+        RootCause.DEAD_LOSS,
+        log(loss=[3.1, 3.2, 3.1], box_loss=[2.3, 2.4, 2.3], mean_iou=[0.0, 0.01, 0.02]),
+    ),
+    "SF305": Pair(
+        log(predicted_max=[2.2, 1.9], target_max=[488.0, 503.0]),
+        RootCause.WRONG_DECODING_OR_TARGETS,
+        log(predicted_max=[410.0, 395.0], target_max=[488.0, 503.0]),
     ),
     "SF306": Pair(
         log(loss=[0.5, -1.2, -14, -120, -844], accuracy=[0.8, 0.51, 0.5, 0.5, 0.5]),
@@ -171,7 +181,7 @@ GRADIENTS = {
     "SF404": Pair(
         log(
             loss=falling(40),
-            grad_norm=_then(noisy([2.0] * 20, 0.2), 11_140, *noisy([2.0] * 19, 0.2)),
+            grad_norm=_then(noisy([2.0] * 20, 0.2), 742, *noisy([2.0] * 19, 0.2)),
         ),
         RootCause.UNKNOWN,
         log(loss=falling(40), grad_norm=_then(noisy([2.0] * 20, 0.2), 9, *noisy([2.0] * 19, 0.2))),
@@ -221,9 +231,9 @@ SCHEDULE = {
 
 MEMORY = {
     "SF601": Pair(
-        log(host_memory=np.linspace(32, 62, 20) * GIB),
+        log(host_memory=np.linspace(11, 41, 20) * GIB),
         RootCause.MEMORY_LEAK,
-        log(host_memory=np.minimum(np.linspace(32, 92, 20), 62) * GIB),
+        log(host_memory=np.minimum(np.linspace(11, 71, 20), 30) * GIB),
     ),
     "SF602": Pair(
         log(
@@ -336,14 +346,14 @@ BOOKKEEPING = {
         log(said("exception", 62, "KeyboardInterrupt"), loss=falling(60)),
     ),
     "SF902": Pair(
-        log(said("exception", 3, "TypeError: unexpected keyword"), anchors=[703.0] * 22),
+        log(said("exception", 3, "TypeError: unexpected keyword"), anchors=[388.0] * 22),
         RootCause.SWALLOWED_EXCEPTIONS,
-        log(anchors=[703.0] * 22),
+        log(anchors=[388.0] * 22),
     ),
     "SF903": Pair(
-        log(loss=[0.0, 0.0, 0.0], box=[2.4, 2.5, 2.4], cls=[1.0, 1.0, 0.9]),
+        log(loss=[0.0, 0.0, 0.0], mask=[2.1, 2.0, 2.2], edge=[0.7, 0.8, 0.7]),
         RootCause.UNKNOWN,
-        log(loss=[3.4, 3.5, 3.3], box=[2.4, 2.5, 2.4], cls=[1.0, 1.0, 0.9]),
+        log(loss=[2.8, 2.8, 2.9], mask=[2.1, 2.0, 2.2], edge=[0.7, 0.8, 0.7]),
     ),
     "SF904": Pair(log(loss=[2.3]), RootCause.UNKNOWN, log(loss=falling(5))),
 }

@@ -23,8 +23,8 @@ _PART = r"(^|[^a-z])({})([^a-z]|loss|err|$)|(loss|err)[_/ ]?({})$"
 GENERATOR = re.compile(_PART.format("g|gen|generator|netg", "g|gen"), re.I)
 DISCRIMINATOR = re.compile(_PART.format("d|dis|disc|discriminator|netd", "d|dis|disc"), re.I)
 _REINFORCED = re.compile(
-    r"(^|[^a-z])(act|actor|policy|critic|value|reward|advantage|ppo|return|episode_len\w*)"
-    r"([^a-z]|loss|$)",
+    r"(^|[^a-z])(act|actor|policy|critic|value|q)[_ ]?(loss|grad)|reward|advantage|(^|[^a-z])ppo"
+    r"|ep(isode)?_(len|rew|ret)",
     re.I,
 )
 
@@ -50,7 +50,7 @@ class Case:
 
     @cached_property
     def loss(self) -> Column | None:
-        """The total training loss; else the one term there is, or the logarithm of a perplexity.
+        """The total training loss; else the sum of its terms, or the logarithm of a perplexity.
 
         Where a NaN filter prints 0 beside a gradient norm of NaN, the loss counts as NaN.
         """
@@ -61,6 +61,8 @@ class Case:
         if found:
             per_step = [c for c in found if c.per == "step"] or found
             return self._unfiltered(max(per_step, key=lambda c: (c.values.size, -len(c.name))))
+        if (composed := _sum(terms)) is not None and not self.adversarial:
+            return composed
         for column in self._training(Role.METRIC):
             if _PERPLEXITY.search(column.name) and np.nanmin(column.values, initial=1.0) > 0:
                 return replace(column, name=f"ln {column.name}", values=np.log(column.values))
@@ -75,15 +77,19 @@ class Case:
     @cached_property
     def losses(self) -> tuple[Column, ...]:
         """The total, if there is one, and its terms."""
-        terms = tuple(c for c in self.terms if self.loss is None or c.name != self.loss.name)
-        return (self.loss, *terms) if self.loss is not None else terms
+        if self.loss is None or self.loss.role is not Role.LOSS:
+            return self.terms
+        return (self.loss, *self.terms)
 
     @cached_property
     def validation(self) -> Column | None:
         """The loss on data the model is not trained on."""
         found = [c for c in self.columns if c.role is Role.VALIDATION_LOSS]
         found += [c for c in self.columns if c.role is Role.LOSS and not self._is_training(c)]
-        return max(found, key=lambda c: (c.values.size, -len(c.name)), default=None)
+        if not found:
+            held = (c for c in self.columns if c.role is Role.TERM and not self._is_training(c))
+            return _sum(tuple(held))
+        return max(found, key=lambda c: (c.values.size, -len(c.name)))
 
     @cached_property
     def metrics(self) -> tuple[Column, ...]:
@@ -191,6 +197,17 @@ class Case:
 def _bad_lines(columns: Iterable[Column]) -> np.ndarray:
     bad = [c.lines[~np.isfinite(c.values)] for c in columns]
     return np.concatenate(bad) if bad else np.empty(0)
+
+
+def _sum(terms: tuple[Column, ...]) -> Column | None:
+    """The sum of terms that stand side by side; None where they do not."""
+    if len(terms) < 2:
+        return terms[0] if terms else None
+    first = terms[0]
+    if any(not np.array_equal(term.steps, first.steps) for term in terms):
+        return None
+    total = np.sum([term.values for term in terms], axis=0)
+    return replace(first, name=f"the sum of {len(terms)} terms", values=total, role=Role.TERM)
 
 
 def finite(column: Column) -> Column:

@@ -13,7 +13,7 @@ from surefoot.doctor.breaks import Break, first_break, nonfinite_terms
 from surefoot.doctor.case import Case, finite
 from surefoot.doctor.clues import Clue, Suspect, weigh
 from surefoot.doctor.finding import Evidence, RootCause
-from surefoot.doctor.phrases import BAD_INPUT, UNSAFE_BACKWARD
+from surefoot.doctor.phrases import BAD_INPUT, HALF_DEBUGGED, UNSAFE_BACKWARD
 from surefoot.doctor.rates import RateAt, rate_at
 from surefoot.doctor.robust import level
 from surefoot.doctor.trend import Course
@@ -179,6 +179,9 @@ def _of_what_came_before(case: Case, where: Break, subject: str) -> Iterator[Clu
         swing = float(np.ptp(course.values))
         text = f"{column.name} had swung by {swing:.3g} without falling before"
         yield _clue("swing", swing, text, {_LR: 1.2, _GROWTH: 0.3})
+    elif subject == "loss" and not course.fell:
+        text = f"{column.name} had not fallen before, from {course.start:.4g} to {course.end:.4g}"
+        yield _clue("last_value", course.end, text, {_LR: 0.2, _GROWTH: -0.5})
     elif subject == "loss":
         text = f"{column.name} was calm until then, {float(course.values[-1]):.4g} just before"
         weights = {_LR: -0.7, _GROWTH: -0.8, _UNSAFE: 0.4, _DATA: 0.2, _FP16: 0.3, _UNKNOWN: 0.3}
@@ -276,6 +279,9 @@ def _of_messages(case: Case) -> Iterator[Clue]:
     if backward:
         text = f"line {backward[0].line} names the operation: {backward[0].text[:80]}"
         yield _clue("message", backward[0].text, text, {_UNSAFE: 3.0})
+    if case.said(HALF_DEBUGGED):
+        text = "DebugUnderflowOverflow ran, which watches for overflows of fp16"
+        yield _clue("message", "DebugUnderflowOverflow", text, {_FP16: 1.5})
     data = case.said(BAD_INPUT)
     if data:
         text = f"line {data[0].line} says so: {data[0].text[:80]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BAD_INPUT",
     "BAD_LABEL",
+    "HALF_DEBUGGED",
     "KILLED",
     "OUT_OF_MEMORY",
     "SCALER_MISUSE",
@@ -20,6 +21,8 @@ UNSAFE_BACKWARD = (
     r"|divide by zero|division by zero|invalid value encountered in|log of (zero|a negative)"
 )
 """Anomaly detection and NumPy name the operation."""
+HALF_DEBUGGED = r"detected inf/nan during batch_number"
+"""What Transformers' DebugUnderflowOverflow prints: a tool for fp16."""
 BAD_INPUT = (
     r"\b(nan|inf|non-?finite)\w*\b.{0,30}\b(in|inside)\b.{0,25}\b(input|target|label|sample|image|data"
     r"|batch data|token|feature|annotation|ground.?truth|source|audio|pixel)"

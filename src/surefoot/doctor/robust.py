@@ -29,17 +29,20 @@ def last_level(values: np.ndarray, share: float = 0.1, least: int = 3) -> float:
 
 
 def noise(values: np.ndarray) -> float:
-    """Standard deviation of a value around the trend, from the differences of neighbours.
+    """Standard deviation of a value around the trend, from first or second differences.
 
-    A trend that is slow against the steps of the log does not enter, a few jumps hardly do.
+    A trend that is slow against the steps of the log does not enter, nor one that bends; a few
+    jumps hardly do.
 
     >>> noise(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     0.0
     """
     if values.size < 3:
         return 0.0
-    steps = np.diff(values)
-    return float(_GAUSS * np.median(np.abs(steps - np.median(steps))) / np.sqrt(2))
+    steps, bends = np.diff(values), np.diff(values, 2)
+    first = np.median(np.abs(steps - np.median(steps))) / np.sqrt(2)
+    second = np.median(np.abs(bends - np.median(bends))) / np.sqrt(6) if bends.size > 2 else first
+    return float(_GAUSS * min(first, second))
 
 
 def running_median(values: np.ndarray, width: int) -> np.ndarray:

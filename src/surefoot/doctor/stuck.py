@@ -36,6 +36,8 @@ class Stuck:
 
     column: Column
     suspects: tuple[Suspect, ...]
+    saturated: bool
+    """Whether the outputs are all 0 or 1: then a constant loss is no sign of a detached one."""
 
     @property
     def step(self) -> float:
@@ -64,7 +66,8 @@ def stuck(case: Case) -> Stuck | None:
     if column is None:
         return None
     clues = [*signs, *_clues(case)]
-    return Stuck(finite(column), tuple(weigh(_PRIORS, clues)))
+    saturated = any(sign.fact.name == "cost" for sign in signs)
+    return Stuck(finite(column), tuple(weigh(_PRIORS, clues)), saturated)
 
 
 def _signs(case: Case) -> Iterator[Clue]:
@@ -74,6 +77,7 @@ def _signs(case: Case) -> Iterator[Clue]:
             return
         yield from _landmarks(case, course)
         yield from _flat_from_the_start(case, course)
+        yield from _saturated(case, course)
     yield from _chance(case, course)
     yield from _constant_metric(case)
 
@@ -113,13 +117,35 @@ def _confirmed(case: Case, usual: float) -> bool:
 
 
 def _flat_from_the_start(case: Case, course: Course) -> Iterator[Clue]:
-    if not case.from_the_start or course.size < 20:
+    column = course.column
+    epochs = column.per == "epoch" and course.size >= 5
+    long = course.size >= 20 or (course.size >= 8 and np.ptp(column.steps) >= 1000)
+    if not case.from_the_start or not (epochs or long) or _improving(case):
         return
     usual = abs(level(course.values))
     calm = course.sigma < 0.05 * usual
     if calm and abs(course.end - course.start) < 0.01 * usual and course.gain < 0.03 * usual:
         text = f"{course.column.name} is as at the start after {course.size} values"
         yield Clue(Evidence("change", course.end - course.start, text), {_STUCK: 0.3})
+
+
+def _improving(case: Case) -> bool:
+    """Whether some metric goes up all the same."""
+    known = (finite(column).values for column in case.metrics)
+    return any(v.size >= 4 and trend_share(v) > 0.3 and v[-1] > 1.1 * v[0] for v in known)
+
+
+def _saturated(case: Case, course: Course) -> Iterator[Clue]:
+    """A mean of clamped logarithms: every wrong answer costs the same, -ln of 1e-7 or 2e-7."""
+    for column in case.metrics:
+        share = _as_share(column)
+        if share is None or course.size < 3 or not 0.0 < level(share) < 0.99:
+            continue
+        cost = level(course.values) / (1.0 - level(share))
+        if min(abs(cost / mark - 1.0) for mark in (16.118, 15.942, 15.425)) < 0.01:
+            text = f"{course.column.name} is {cost:.4g} for every wrong answer: outputs are 0 or 1"
+            yield Clue(Evidence("cost", cost, text), {_STUCK: 1.3, _LR: 0.6})
+            return
 
 
 def _chance(case: Case, course: Course | None) -> Iterator[Clue]:
@@ -132,18 +158,19 @@ def _chance(case: Case, course: Course | None) -> Iterator[Clue]:
         if rising:
             continue
         guessed = course is not None and abs(usual * np.exp(level(course.values)) - 1.0) < 0.35
-        if guessed and usual > 0:
+        if guessed and 0 < usual < 0.9:
             text = f"{column.name} is {usual:.3g}: with that loss it is guessing"
             yield Clue(Evidence("accuracy", usual, text), {_STUCK: 1.0, _DEAD: 0.2})
             return
 
 
 def _constant_metric(case: Case) -> Iterator[Clue]:
+    shares = [share for column in case.metrics if (share := _as_share(column)) is not None]
+    if any(share[-1] > 0.9 for share in shares if share.size):
+        return
     for column in case.metrics:
         values = finite(column).values
-        if values.size < 4 or not np.all(values == values[0]) or values[0] in (1.0, 100.0):
-            continue
-        if values[0] == 0:
+        if values.size < 4 or not np.all(values == values[0]) or values[0] in (0.0, 1.0, 100.0):
             continue
         text = f"{column.name} is {values[0]:.6g} every time: the answer is always the same"
         yield Clue(Evidence("constant", float(values[0]), text), {_STUCK: 1.2})

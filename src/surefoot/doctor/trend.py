@@ -102,6 +102,8 @@ class Course:
     @property
     def left_its_valley(self) -> bool:
         """Whether it ended far above its best: half of what it had gained is lost again."""
+        if self.explodes:
+            return True
         if self.size < 5 or self.best_at > self.size - 3:
             return False
         after = self.smooth[self.best_at :]
@@ -112,6 +114,14 @@ class Course:
             and self.climb > 0.15 * abs(self.best)
             and trend_share(after) > 0.1
         )
+
+    @property
+    def explodes(self) -> bool:
+        """Whether it grows by factors from value to value, to ten times its best and more."""
+        tail = self.values[self.best_at :] if self.width == 1 else self.smooth[self.best_at :]
+        if tail.size < 3 or self.best <= 0 or tail[-1] < 10 * self.best:
+            return False
+        return bool(np.mean(np.diff(tail) > 0) > 0.7)
 
     @property
     def erratic(self) -> bool:
@@ -128,6 +138,8 @@ class Course:
             return False
         rise = float(np.max(self.smooth[self.best_at :])) - self.best
         # From a handful of values the noise is known badly, and what trend there is enters it.
+        if self.size < 6:
+            return rise > 0.1 * abs(self.best)
         sure = 4.0 if self.size >= 12 else 2.0
         return rise > max(sure * self.smooth_sigma, 0.04 * abs(self.best))
 
@@ -141,6 +153,24 @@ class Course:
             if at and (not found or at > found[-1].last):
                 found.append(self._hump_at(int(at)))
         return tuple(found)
+
+    @property
+    def arch(self) -> Hump | None:
+        """The highest stretch of a short log that climbs and comes down again over many values.
+
+        Too slow for :attr:`humps`, whose base follows it up.
+        """
+        if not 6 <= self.size <= 60:
+            return None
+        top = int(np.argmax(self.smooth))
+        if top in (0, self.size - 1):
+            return None
+        left, right = float(self.smooth[:top].min()), float(self.smooth[top:].min())
+        base, peak = max(left, right), float(self.smooth[top])
+        if peak - base <= max(8 * self.smooth_sigma, 0.25 * abs(base)) or peak <= self.start:
+            return None
+        high = np.flatnonzero(self.smooth > base + 0.35 * (peak - base))
+        return Hump(int(high[0]), int(high[-1]), peak, left, over=bool(high[-1] < self.size - 1))
 
     @cached_property
     def _base(self) -> np.ndarray:

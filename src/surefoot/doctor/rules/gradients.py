@@ -17,7 +17,7 @@ from surefoot.journal.series import Column, Role
 
 __all__ = ["RULES"]
 
-_FEW = "fewer than five norms are numbers"
+_FEW = "fewer than three norms are numbers"
 
 
 @rule("SF401", "a gradient norm that grows by orders of magnitude", Role.GRADIENT_NORM)
@@ -93,6 +93,9 @@ def reported_after_clipping(case: Case) -> Iterator[Finding | Blind]:
         yield Blind(_FEW)
         return
     top, usual = float(np.max(norms.values)), level(norms.values)
+    if norms.values.size < 5:
+        yield Blind("fewer than five norms are numbers")
+        return
     same = float(np.mean(np.abs(norms.values - usual) <= 2e-3 * usual)) if usual > 0 else 0.0
     if same < 0.8 or top > 1.05 * usual:
         return
@@ -182,7 +185,7 @@ def _norms(case: Case) -> Column | None:
     if case.gradient is None:
         return None
     norms = finite(case.gradient)
-    return norms if norms.values.size >= 5 else None
+    return norms if norms.values.size >= 3 else None
 
 
 def _threshold(case: Case) -> float | None:

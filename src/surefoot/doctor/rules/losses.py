@@ -13,7 +13,9 @@ from surefoot.doctor.known import clamp_near, untrained_near
 from surefoot.doctor.robust import level
 from surefoot.doctor.rule import Blind, Rule, rule
 from surefoot.doctor.spot import spot
+from surefoot.doctor.stuck import stuck
 from surefoot.doctor.trend import Course
+from surefoot.doctor.units import mismatch, overlap_of_nothing
 from surefoot.journal.series import Column, Role
 
 __all__ = ["RULES"]
@@ -44,14 +46,14 @@ def dead_term(case: Case) -> Iterator[Finding]:
 @rule("SF302", "a loss that is the same number on every line", _ANY_LOSS)
 def constant_loss(case: Case) -> Iterator[Finding]:
     """To all printed digits: nothing the model does reaches it."""
-    column = case.loss
-    if column is None or case.reinforced:
+    column, symptom = case.loss, stuck(case)
+    if column is None or case.reinforced or (symptom is not None and symptom.saturated):
         return
     known = finite(column)
-    if known.values.size < 4:
+    if known.values.size < 3:
         return
     value, since = _constant_since(known.values)
-    if value is None or known.values.size - since < max(4, 0.25 * known.values.size):
+    if value is None or known.values.size - since < max(3, 0.25 * known.values.size):
         return
     rows = known.values.size - since
     mark = clamp_near(value) if value != 0 else None
@@ -296,8 +298,70 @@ def _players(case: Case) -> tuple[Column, Column] | None:
     return (judge, maker) if judge.values.size else None
 
 
+@rule("SF304", "boxes that never overlap their targets", _ANY_LOSS)
+def without_overlap(case: Case) -> Iterator[Finding]:
+    """At an IoU of exactly 0 the overlap has no gradient: the box loss cannot pull."""
+    column = overlap_of_nothing(case)
+    boxes = [c for c in case.terms if re.search(r"box|iou|reg", c.name, re.I)]
+    if column is None or not boxes or _all_zero(boxes[0]):
+        return
+    term = boxes[0]
+    yield Finding(
+        code="SF304",
+        title=f"{term.name} has nothing to learn from: the IoU is 0 on every line",
+        cause=RootCause.DEAD_LOSS,
+        severity=Severity.CRITICAL,
+        confidence=0.7,
+        **spot(term),
+        evidence=(
+            Evidence("iou", 0.0, f"{column.values.size} values of {column.name}, all exactly 0"),
+            Evidence("term", level(finite(term).values), f"{term.name} stays at its size"),
+        ),
+        not_this=("not loss_term_dominates: no weight makes a gradient out of none",),
+        remedy=(
+            "decode the outputs to the unit of the targets before the loss: anchor + offset x "
+            "stride; softplus or exp for distances, so that every box is valid",
+        ),
+        explains=("SF301",),
+    )
+
+
+@rule("SF305", "predictions and targets of different size")
+def different_units(case: Case) -> Iterator[Finding]:
+    """What the model puts out and what it is compared with are not in the same unit."""
+    found = mismatch(case)
+    if found is None:
+        return
+    predicted, wanted = found.predicted, found.wanted
+    reach = float(np.max(np.abs(finite(predicted).values)))
+    aim = float(np.max(np.abs(finite(wanted).values)))
+    yield Finding(
+        code="SF305",
+        title=f"predictions reach {reach:.4g}, targets {aim:.4g}: they are not in the same unit",
+        cause=RootCause.WRONG_DECODING_OR_TARGETS,
+        severity=Severity.CRITICAL,
+        confidence=0.75,
+        **spot(predicted),
+        evidence=(
+            Evidence("ratio", found.ratio, f"a ratio of {found.ratio:.2g}"),
+            Evidence(
+                "predicted", reach, f"{predicted.section or predicted.name}: up to {reach:.4g}"
+            ),
+            Evidence("wanted", aim, f"{wanted.section or wanted.name}: up to {aim:.4g}"),
+        ),
+        not_this=("not lr_too_high, nor a matter of loss weights: no step mends a unit",),
+        remedy=(
+            "decode predictions and targets with one function, used by training, validation and "
+            "export alike",
+            "test it: encode then decode a box gives the box again",
+        ),
+    )
+
+
 RULES: tuple[Rule, ...] = (
     dead_term,
+    without_overlap,
+    different_units,
     constant_loss,
     dominating_term,
     below_zero,

@@ -48,6 +48,8 @@ def recovered_spike(case: Case) -> Iterator[Finding]:
         return
     course = Course(case.loss)
     humps = [hump for hump in course.humps if hump.over]
+    if not humps and (arch := course.arch) is not None and arch.over:
+        humps = [arch]
     if not humps or course.left_its_valley:
         return
     worst = max(humps, key=lambda hump: hump.peak - hump.base)
@@ -150,8 +152,6 @@ def metric_of_zero(case: Case) -> Iterator[Finding]:
 @rule("SF809", "a metric that was learnt and is lost", Role.METRIC)
 def collapsed_metric(case: Case) -> Iterator[Finding]:
     """Far below its best for the last evaluations."""
-    if case.reinforced:
-        return
     for column in case.metrics:
         values = finite(column).values
         if values.size < 4 or values.min() < 0:
