@@ -19,8 +19,9 @@ from benchmarks.chaos.suite import Suite
 
 __all__ = ["main"]
 
+_RESULTS = "<!-- what follows is written by python -m benchmarks.chaos --out -->"
 _QUICK = ("plain", "surefoot", "surefoot@plain")
-_QUICK_PLAN = Plan(240)
+_QUICK_PLAN = Plan(336)  # enough samples for the memory watch
 
 
 def _options() -> argparse.Namespace:
@@ -38,7 +39,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of a run; faults strike at half of them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, action="append", default=[], help=".md or .json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        help=".json, or .md: what stands above its results is kept",
+    )
     return parser.parse_args()
 
 
@@ -98,8 +105,11 @@ def main() -> None:
     text = "\n".join([took + versions() + ".", "", *(table.markdown() for table in tables)])
     print("\n" + text)
     for path in options.out:
-        as_json = json.dumps([table.to_dict() for table in tables], indent=1)
-        path.write_text(as_json if path.suffix == ".json" else text)
+        if path.suffix == ".json":
+            path.write_text(json.dumps([table.to_dict() for table in tables], indent=1))
+        else:
+            before = path.read_text() if path.exists() else ""
+            path.write_text(before.partition(_RESULTS)[0] + _RESULTS + "\n\n" + text)
 
 
 def _plain_tables(

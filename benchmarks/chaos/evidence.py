@@ -72,12 +72,19 @@ def said_by_records(entries: Sequence[Entry], expect: Expect, struck: Struck) ->
 
 def in_short(entry: Entry) -> str:
     """An entry in one line, without what is usual."""
-    keep = ("step", "rank", "verdict", "cause", "message", "error", "path", "reason", "tensors")
+    keep = ("step", "rank", "verdict", "cause", "message", "error", "path", "reason")
     short: dict[str, Any] = {name: entry[name] for name in keep if name in entry}
-    for name in ("events", "culprits", "sample_ids"):
-        values = list(entry.get(name, ()))
+    fault = entry.get("fault") or {}
+    lists = {
+        "events": entry.get("events", ()),
+        "culprits": [culprit[0] for culprit in entry.get("culprits", ())],
+        "samples": fault.get("samples") or entry.get("sample_ids", ()),
+        "ranks": entry.get("bad_ranks", ()),
+    }
+    for name, values in lists.items():
         if values:
-            short[name] = values[:3] + (["..."] if len(values) > 3 else [])
+            short[name] = [*values[:4], *(["..."] if len(values) > 4 else [])]
+    short |= {f"fault {k}": v for k in ("origin", "where") if (v := fault.get(k))}
     return f"{entry['kind']}: {json.dumps(short)}"
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "NO_ROOM",
     "RESUMES",
     "SPIKES",
+    "SPIKES_SAID",
     "Entry",
     "Expect",
     "Fault",
@@ -25,12 +26,15 @@ __all__ = [
     "a_rate",
     "a_sample",
     "any_place",
+    "only_samples",
     "tensor",
 ]
 
 NANS = r"(?<![a-z])(nan|inf)(?![a-z])|infinit|non.?finite|not finite|overflow"
 SPIKES = rf"spike|explo|diverg|anomal|learning rate|{NANS}"
 RESUMES = "resum|restor|continu"
+SPIKES_SAID = "loss_spike gradient_spike diverged rolled_back"
+"""Words of surefoot's own."""
 DAMAGE = "corrupt|truncat|central directory|unexpected EOF|incomplete|invalid|damaged|checksum"
 NO_ROOM = "no space|too large|disk"
 
@@ -63,6 +67,11 @@ class Plan:
     def at(self) -> int:
         """The step that a single fault strikes at, from 0: half of the steps are left then."""
         return self.steps // 2
+
+    @property
+    def epoch(self) -> int:
+        """Batches in an epoch: there are four."""
+        return self.steps // 4
 
     @property
     def eighth(self) -> int:
@@ -134,12 +143,27 @@ def _culprits(entry: Entry) -> list[str]:
     return [str(culprit[0]) for culprit in entry.get("culprits", ())]
 
 
+def _bare(name: str) -> str:
+    """Without a wrapper's prefix and without what is said of the tensor in brackets."""
+    return name.partition(" (")[0].replace("module.", "").replace("net.", "")
+
+
+def _samples(entry: Entry) -> set[str]:
+    """Those that an entry blames; the batch, where it could not tell them apart."""
+    fault = entry.get("fault") or {}
+    told = {str(name) for name in fault.get("samples") or entry.get("sample_ids", ())}
+    return told | ({str(entry.get("index"))} if entry["kind"] == "quarantine" else set())
+
+
 def a_sample(entry: Entry, struck: Struck) -> bool:
     """One of the samples that were changed."""
-    told = {str(name) for name in entry.get("sample_ids", ())}
-    if entry["kind"] == "quarantine":
-        told.add(str(entry.get("index")))
-    return bool(struck.samples & told)
+    return bool(struck.samples & _samples(entry))
+
+
+def only_samples(entry: Entry, struck: Struck) -> bool:
+    """Samples that were changed, and no other one."""
+    told = _samples(entry)
+    return bool(told) and told <= struck.samples
 
 
 def tensor(*names: str) -> Place:
@@ -148,7 +172,7 @@ def tensor(*names: str) -> Place:
     """
 
     def place(entry: Entry, struck: Struck) -> bool:
-        said = {name.replace("module.", "").replace("net.", "") for name in _culprits(entry)}
+        said = {_bare(name) for name in _culprits(entry)}
         return len(said) <= _FEW and any(name in said for name in names)
 
     return place
@@ -156,7 +180,7 @@ def tensor(*names: str) -> Place:
 
 def any_place(entry: Entry, struck: Struck) -> bool:
     """Some tensor or some sample."""
-    return bool(_culprits(entry) or entry.get("sample_ids"))
+    return bool(_culprits(entry) or _samples(entry))
 
 
 def a_rate(entry: Entry, struck: Struck) -> bool:
@@ -174,6 +198,8 @@ def a_rank(number: int) -> Place:
     """The process that had the fault."""
 
     def place(entry: Entry, struck: Struck) -> bool:
-        return number in entry.get("bad_ranks", (entry.get("rank"),)) and any_place(entry, struck)
+        known = entry.get("bad_ranks") or [entry.get("rank")]
+        named = any(f"rank {number}" in name for name in _culprits(entry))
+        return (named or number in known) and any_place(entry, struck)
 
     return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -24,7 +25,7 @@ from benchmarks.chaos.catalogue import catalogue
 from benchmarks.chaos.columns.base import Column
 from benchmarks.chaos.fault import Plan, Setting
 from benchmarks.chaos.inject import Clock, Stage
-from benchmarks.chaos.task import BATCH, EPOCH, Digits, Net, accuracy
+from benchmarks.chaos.task import BATCH, Digits, Net, accuracy
 
 __all__ = ["Run", "Spec", "live"]
 
@@ -55,7 +56,7 @@ class Run:
         self.setting = spec.setting
         self.steps = spec.plan.steps // spec.setting.accumulate
         self.batch = BATCH // spec.setting.world
-        self.epoch = EPOCH
+        self.epoch = spec.plan.epoch
         """Batches in an epoch."""
         self.seed = spec.seed
         self.resumes = spec.life > 0
@@ -80,7 +81,7 @@ class Run:
 
     def data(self) -> Digits:
         """The samples to learn from."""
-        return Digits(self._clock)
+        return Digits(self._clock, self.epoch * BATCH)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy."""
@@ -137,6 +138,8 @@ def live(spec: Spec, rank: int, environment: dict[str, str], out: Connection) ->
         os.dup2(out.fileno(), descriptor)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(environment)
+    # What a loader's workers start by on Linux; a child of the server would inherit the server's.
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(spec.folder)
     warnings.simplefilter("default")
     torch.set_num_threads(1)

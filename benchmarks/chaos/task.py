@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from benchmarks.chaos.inject import Clock
 
-__all__ = ["BATCH", "CLASSES", "EPOCH", "STEPS", "Digits", "Net", "accuracy", "held_out"]
+__all__ = ["BATCH", "CLASSES", "Digits", "Net", "accuracy", "held_out"]
 
-BATCH, EPOCH, STEPS, CLASSES = 64, 100, 400, 10
+BATCH, CLASSES = 64, 10
 _SIDE, _TRAIN, _TEST = 16, 6400, 4000
 _NOISE = 0.22
 # Polylines in a square from -1 to 1, x to the right and y down.
@@ -85,7 +85,7 @@ def held_out() -> tuple[Tensor, Tensor]:
 
 
 class Digits(Dataset[tuple[Tensor, int, int]]):
-    """Image, label and number of a sample; a fault may have got at it first."""
+    """Image, label and number of the first ``count`` samples; a fault may have got at them."""
 
     def __init__(self, clock: Clock, count: int = _TRAIN) -> None:
         images, labels = _drawn()
