@@ -185,8 +185,8 @@ class ForwardFault:
     """What else is to be said."""
 
     @property
-    def tells(self) -> bool:
-        """Whether it says more than the cause of the refusal does."""
+    def located(self) -> bool:
+        """Whether it says where, and so in which micro-batch: more than the refusal's cause does."""
         vague = (Origin.AFTER, Origin.BACKWARD)
         return self.origin.located and (self.origin not in vague or bool(self.value))
 

@@ -83,7 +83,7 @@ class Bundle:
         except _DAMAGE as damage:
             raise _damaged(self.path, damage) from damage
         fault = self.record.fault
-        if fault is not None and fault.origin.located and fault.micro_batch in able:
+        if fault is not None and fault.located and fault.micro_batch in able:
             return [fault.micro_batch]
         if not able:
             raise CheckpointError(

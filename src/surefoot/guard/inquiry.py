@@ -17,6 +17,7 @@ from surefoot.shapes import LossTerms
 
 __all__ = ["Inquiry"]
 
+_MICRO_BATCH, _NEVER = 2**32, 2**62
 _OVERWRITTEN = "an input was overwritten since"
 
 
@@ -31,9 +32,13 @@ class Inquiry:
     suspect: int | None
     """The micro-batch whose loss was seen to be bad."""
     agree: Callable[[bool], bool]
+    """True on every process when it is on one."""
+    tell: Callable[[int], list[int]]
+    """Everybody's number."""
     together: bool
     sharded: bool
     _doubt: str = ""
+    _order: int = 0
     _graph: tuple[int, LossTerms] | None = None
 
     def fault(self) -> ForwardFault:
@@ -77,23 +82,28 @@ class Inquiry:
     def _first(
         self, able: Sequence[int], look: Callable[[int], ForwardFault | None]
     ) -> ForwardFault | None:
-        """The first micro-batch with a fault, on this process or on another."""
+        """The first fault, on this process or on another: a collective inside the model spreads it,
+        and then the process where it came up first is the one to blame.
+        """
         found: ForwardFault | None = None
+        order = _NEVER
         for i in able:
             fault = look(i)
             if found is None and fault is not None:
-                found = replace(fault, micro_batch=i)
+                found, order = replace(fault, micro_batch=i), i * _MICRO_BATCH + self._order
             if found is not None and not self.together:
                 break
-        if self.agree(found is not None):
-            return found or ForwardFault(origin=Origin.ELSEWHERE)
-        return None
+        first = min(self.tell(order))
+        if first == _NEVER:
+            return None
+        return found if order == first else ForwardFault(origin=Origin.ELSEWHERE)
 
     def _forward(self, i: int) -> ForwardFault | None:
         micro = self.window[i]
         loss_bad = micro.total is not None and not math.isfinite(float(micro.total))
         if micro.recompute is not None:
             again = run_again(self.model, micro, loss_bad=loss_bad)
+            self._order = again.order
             doubt = "" if again.terms is None else another_loss(micro, again.terms)
             if not doubt:
                 return again.fault
@@ -101,6 +111,7 @@ class Inquiry:
             if not micro.calls:
                 return None
         again = run_again(self.model, micro, loss_bad=loss_bad)
+        self._order = again.order
         if again.fault is not None:
             return again.fault
         if any(call.overwritten for call in micro.calls):
@@ -116,6 +127,7 @@ class Inquiry:
             backward=self.parameters,
             scale=self.record.loss_scale,
         )
+        self._order = again.order
         if again.terms is not None:
             self._graph = (i, again.terms)
         return again.fault

@@ -23,7 +23,7 @@ from surefoot.guard.inquiry import Inquiry
 from surefoot.guard.kept import ForwardKeeper, MicroBatch, Recompute, bare
 from surefoot.guard.measure import ParameterTable
 from surefoot.guard.policy import Policy
-from surefoot.guard.ranks import agree
+from surefoot.guard.ranks import agree, tell_all
 from surefoot.guard.rerun import CAN_HAPPEN, left_alone
 from surefoot.guard.terms import finite_alone, term_gradients, with_gradients
 from surefoot.records import Cause, ForwardFault, Origin, StepRecord
@@ -211,6 +211,7 @@ class Inspector:
             record=record,
             suspect=case.suspect,
             agree=self._agree,
+            tell=_everybodys if self._together else _mine,
             together=self._together,
             sharded=self._sharded,
         )
@@ -218,9 +219,17 @@ class Inspector:
         if record.cause not in _FINITE:
             fault = inquiry.fault()
             place = fault.micro_batch
-            if fault.origin.located and not fault.samples and len(case.window) > 1:
+            if fault.located and not fault.samples and len(case.window) > 1:
                 fault = replace(fault, samples=case.window[place].sample_ids[:_MOST_SAMPLES])
             found["fault"] = fault
         gradients = case.suspect_terms or inquiry.terms(place)
         if gradients:
             found["terms"] = with_gradients(record.terms, gradients)
+
+
+def _everybodys(number: int) -> list[int]:
+    return [numbers[0] for numbers in tell_all([number])]
+
+
+def _mine(number: int) -> list[int]:
+    return [number]

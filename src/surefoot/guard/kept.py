@@ -138,7 +138,8 @@ class ForwardKeeper:
 
     def begin(self, autocast: torch.dtype | None) -> None:
         """A micro-batch's forward passes start here, in this precision."""
-        self._open.random, self._open.autocast = RandomState.now(self._cuda), autocast
+        if not self._open.calls:  # else it is the second of several
+            self._open.random, self._open.autocast = RandomState.now(self._cuda), autocast
 
     def end(
         self, total: Tensor | None, sample_ids: Sequence[str], recompute: Recompute | None

@@ -48,6 +48,15 @@ class Rerun(NamedTuple):
     terms: LossTerms | None
     """The loss of it, with graph where gradients were asked for; None where nobody told how."""
 
+    @property
+    def order(self) -> int:
+        """How much was seen before the first bad value: what came first, of several processes."""
+        forward, backward = self.trace.forward, self.trace.backward
+        at = next((i for i, (_, s, _) in enumerate(forward) if s.look.strong), len(forward))
+        if at < len(forward):
+            return at
+        return at + next((i for i, (_, s, _) in enumerate(backward) if s.look.kind), len(backward))
+
 
 def run_again(
     model: nn.Module,

@@ -49,13 +49,15 @@ def term_gradients(terms: LossTerms, parameters: Sequence[Tensor], scale: float 
         if terms.weight(name) != 0.0 and value.requires_grad
     }
     learning = [p for p in parameters if p.requires_grad]
-    rows = {name: torch.tensor([0.0, math.nan]) for name in terms.names}
+    home = terms.values[terms.names[0]].device
+    zero, none = torch.zeros((), device=home), torch.full((), math.nan, device=home)
+    rows = {name: torch.stack([zero, none]) for name in terms.names}
     if weighted and learning:
         whole = _gradient(torch.stack(list(weighted.values())).sum(), learning, scale)
         for name, value in weighted.items():
-            rows[name] = _compare(_gradient(value, learning, scale), whole, scale)
-    home = next((r.device for r in rows.values() if r.device.type != "cpu"), torch.device("cpu"))
-    return torch.stack([row.to(home) for row in rows.values()])
+            if alone := _gradient(value, learning, scale):
+                rows[name] = _compare(alone, whole, scale).to(home)
+    return torch.stack(list(rows.values()))
 
 
 def finite_alone(
@@ -101,8 +103,6 @@ def _gradient(
 
 
 def _compare(alone: dict[int, Tensor], whole: dict[int, Tensor], scale: float | Tensor) -> Tensor:
-    if not alone:
-        return torch.tensor([0.0, math.nan])
     size = torch.linalg.vector_norm(tensor_norms(list(alone.values()))).float()
     total = torch.linalg.vector_norm(tensor_norms(list(whole.values()))).float()
     dots = [torch.sum(g.float() * whole[i].float()).to(size.device) for i, g in alone.items()]
