@@ -38,6 +38,16 @@ VERBS = (
         "surefoot.cli.demo_refdet",
     ),
     Verb(
+        ("doctor",),
+        "read logs of any framework and say what is wrong, most likely cause first",
+        "surefoot.cli.doctor",
+    ),
+    Verb(
+        ("rules",),
+        "print the page of a rule of the doctor: surefoot rules SF101",
+        "surefoot.cli.rules",
+    ),
+    Verb(
         ("checkpoints",),
         "list what a run has saved, good or bad; verify every byte; export weights",
         "surefoot.cli.checkpoints",
