@@ -186,7 +186,7 @@ class ForwardFault:
 
     @property
     def located(self) -> bool:
-        """Whether it says where, and so in which micro-batch: more than the refusal's cause does."""
+        """Whether it says where, and so in which micro-batch; the refusal's cause does not."""
         vague = (Origin.AFTER, Origin.BACKWARD)
         return self.origin.located and (self.origin not in vague or bool(self.value))
 

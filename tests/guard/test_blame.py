@@ -597,6 +597,22 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch):
     assert [micro.sample_ids[0] for micro in keeper._window] == ["0/0", "1/0", "2/0"]
 
 
+def test_a_model_that_is_called_without_ever_a_step_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("surefoot.guard.kept._MOST_CALLS", 3)
+    loop = Loop(Net())
+    for step in range(5):
+        loop.model(images(step))
+    keeper = loop.guard._stepper.inspector._keeper
+    assert keeper is not None
+    kept = [call.args[0] for call in keeper._open.calls]
+    assert [torch.equal(a, images(step)) for a, step in zip(kept, (2, 3, 4), strict=True)] == [
+        True
+    ] * 3
+    assert keeper._open.bytes == 3 * images().nbytes
+
+
 def test_a_copy_of_the_model_keeps_nothing():
     model = Net()
     Loop(model)
@@ -605,6 +621,20 @@ def test_a_copy_of_the_model_keeps_nothing():
     for hook in twin._forward_pre_hooks.values():
         keeper = getattr(hook, "__self__", None)
         assert getattr(keeper, "_open", None) is None
+
+
+def test_a_model_that_is_compiled_in_place_shows_its_parts_by_recompute():
+    torch.compiler.reset()
+    model = Net(Shifted())
+    model.compile(backend="eager")
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.1), policy=NO_SNAPSHOTS)
+    record = guard.step(model(images()).mean())
+    assert record.fault is not None
+    assert record.fault.origin is Origin.NOT_KEPT
+    assert "torch.compile(model) leaves them" in record.fault.detail
+    record = guard.step(model(images()).mean(), recompute=lambda: model(images()).mean())
+    assert record.fault is not None
+    assert (record.fault.module, record.fault.kind) == ("middle", "Shifted")
 
 
 def _compiled(model: nn.Module) -> nn.Module:

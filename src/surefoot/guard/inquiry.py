@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from surefoot.guard.kept import MicroBatch
+from surefoot.guard.kept import MicroBatch, bare
 from surefoot.guard.rerun import another_loss, compute_again, run_again
 from surefoot.guard.terms import finite_alone
 from surefoot.records import ForwardFault, Origin, StepRecord
@@ -18,6 +18,7 @@ from surefoot.shapes import LossTerms
 __all__ = ["Inquiry"]
 
 _MICRO_BATCH, _NEVER = 2**32, 2**62
+_COMPILED = "model.compile() has compiled the hooks away; torch.compile(model) leaves them"
 _OVERWRITTEN = "an input was overwritten since"
 
 
@@ -47,7 +48,8 @@ class Inquiry:
         if self.suspect in able:
             able = [self.suspect]
         if self.agree(not able):
-            return ForwardFault(origin=Origin.NOT_KEPT)
+            in_place = getattr(bare(self.model), "_compiled_call_impl", None) is not None
+            return ForwardFault(origin=Origin.NOT_KEPT, detail=_COMPILED if in_place else "")
         if (found := self._first(able, self._forward)) is not None:
             return found
         unable = self.sharded or any(self.window[i].recompute is None for i in able)

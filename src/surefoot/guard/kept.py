@@ -28,6 +28,8 @@ Recompute = Callable[[], Tensor | LossTerms]
 
 _MOST_BYTES = 2**28
 """Of the inputs that one window holds; beyond it the oldest micro-batches are let go."""
+_MOST_CALLS = 256
+"""Of one micro-batch: a model may be called for ever without a step of the optimizer."""
 _MOST_PARTS = 32
 _LEAVES = (Tensor, bool, int, float, complex, str, bytes, type(None))
 
@@ -63,6 +65,8 @@ class Call:
     autocast: torch.dtype | None
     versions: tuple[int, ...]
     """How often each tensor of the input had been changed in place."""
+    bytes: int = 0
+    """Of the input's tensors."""
 
     @property
     def overwritten(self) -> bool:
@@ -212,15 +216,16 @@ class ForwardKeeper:
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = list(leaves((args, kwargs)))
-        size = sum(tensor.nbytes for tensor in tensors)
-        micro = self._open
-        if micro.bytes + size > _MOST_BYTES and micro.calls:
-            return
-        micro.bytes += size
         if any(tensor.grad_fn is not None for tensor in tensors):
             args, kwargs = _without_graph(args), _without_graph(kwargs)
         versions, random = _versions(tensors), RandomState.now(self._cuda)
-        micro.calls.append(Call(module, args, kwargs, random, self._autocast(), versions))
+        micro, size = self._open, sum(tensor.nbytes for tensor in tensors)
+        micro.calls.append(Call(module, args, kwargs, random, self._autocast(), versions, size))
+        micro.bytes += size
+        while len(micro.calls) > 1 and (
+            micro.bytes > _MOST_BYTES or len(micro.calls) > _MOST_CALLS
+        ):
+            micro.bytes -= micro.calls.pop(0).bytes
 
     def _autocast(self) -> torch.dtype | None:
         if not torch.is_autocast_enabled(self._type):
