@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -43,3 +44,28 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
 def in_scratch(tmp_path, monkeypatch):
     """Frameworks write into the working directory when they are not told otherwise."""
     monkeypatch.chdir(tmp_path)
+
+
+def named_rows() -> list[dict[str, object]]:
+    """The same rows as samples with names."""
+    features, labels = rows()
+    pairs = enumerate(zip(features, labels, strict=True))
+    return [{"features": x, "labels": y, "name": f"row {i}"} for i, (x, y) in pairs]
+
+
+def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch["features"]), batch["labels"])
+
+
+@pytest.fixture
+def snippet(root):
+    """Runs what docs/frameworks.md tells the user of a framework to write."""
+    page = (root / "docs" / "frameworks.md").read_text("utf-8")
+
+    def run(heading: str, names: dict[str, object]) -> dict[str, object]:
+        section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        exec(code, names)
+        return names
+
+    return run

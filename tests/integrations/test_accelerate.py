@@ -12,7 +12,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-from integrations.conftest import BAD, BATCH, STEPS, differing, net, rows, tensors  # noqa: E402
+from integrations.conftest import (  # noqa: E402
+    BAD,
+    BATCH,
+    STEPS,
+    differing,
+    loss_of,
+    named_rows,
+    net,
+    rows,
+    tensors,
+)
 from surefoot.errors import TrainingDiverged, UsageError  # noqa: E402
 from surefoot.guard import Policy  # noqa: E402
 from surefoot.integrations.accelerate import attach  # noqa: E402
@@ -292,3 +302,21 @@ def test_two_ranks_refuse_what_one_of_them_cannot_bear(tmp_path, monkeypatch):
     assert all(torch.isfinite(t).all() for t in weights.values())
     names = [name for name in weights if "running" not in name]
     assert [n for n in names if not torch.equal(weights[n], their_weights[n])] == []
+
+
+def test_the_pages_snippet_runs(snippet, capsys):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    names = snippet(
+        "Accelerate",
+        {
+            "accelerator": accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2),
+            "model": model,
+            "optimizer": optimizer,
+            "loader": DataLoader(named_rows(), BATCH),
+            "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
+            "loss_of": loss_of,
+        },
+    )
+    assert names["guard"].last.sample_ids == tuple(f"row {n}" for n in range(24, 32))
+    assert "surefoot: 4 steps applied, 0 refused" in capsys.readouterr().err

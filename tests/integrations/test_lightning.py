@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,17 @@ from torch.utils.data import DataLoader, TensorDataset
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
 import surefoot  # noqa: E402
-from integrations.conftest import BAD, BATCH, STEPS, differing, net, rows, tensors  # noqa: E402
+from integrations.conftest import (  # noqa: E402
+    BAD,
+    BATCH,
+    STEPS,
+    differing,
+    loss_of,
+    named_rows,
+    net,
+    rows,
+    tensors,
+)
 from surefoot.errors import ConfigError, TrainingDiverged, UsageError  # noqa: E402
 from surefoot.guard import Policy  # noqa: E402
 from surefoot.integrations.lightning import GuardCallback  # noqa: E402
@@ -195,15 +206,16 @@ def test_an_average_of_the_weights_does_not_move_with_a_refused_step():
         assert not any("should_update" in vars(callback) for callback in callbacks)
 
 
-def test_counters_and_weights_go_on_after_a_resume(tmp_path):
+@pytest.mark.parametrize("bad", [0, BAD])
+def test_counters_weights_and_schedule_go_on_after_a_resume(tmp_path, bad):
     whole, first, again = Module(), Module(), Module()
-    fit(whole, GuardCallback(), data={"bad": BAD}, max_epochs=2)
-    trainer = fit(first, GuardCallback(), data={"bad": BAD})
+    fit(whole, GuardCallback(), data={"bad": bad}, max_epochs=2)
+    trainer = fit(first, GuardCallback(), data={"bad": bad})
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     callback, seen = GuardCallback(), []
     watch = Watch(lambda: seen.append(callback.attachments[0].last))
     trainer = fit(
-        again, callback, watch, data={"bad": BAD}, max_epochs=2, ckpt_path=tmp_path / "a.ckpt"
+        again, callback, watch, data={"bad": bad}, max_epochs=2, ckpt_path=tmp_path / "a.ckpt"
     )
     assert [record.step for record in seen] == list(range(STEPS, 2 * STEPS))
     assert (seen[-1].applied_steps, seen[-1].refused_steps) == (2 * STEPS - 2, 2)
@@ -214,17 +226,17 @@ def test_counters_and_weights_go_on_after_a_resume(tmp_path):
 class Pair(lightning.LightningModule):
     """Two nets, two optimizers, two schedules, stepped by hand."""
 
-    def __init__(self, *, closure=False):
+    def __init__(self, *, closure=False, bad=0):
         super().__init__()
         self.automatic_optimization = False
-        self.first, self.second, self.closure = net(), net(), closure
+        self.first, self.second, self.closure, self.bad = net(), net(), closure, bad
 
     def training_step(self, batch, number):
         schedules = self.lr_schedulers()
         for i, (part, optimizer) in enumerate(
             zip((self.first, self.second), self.optimizers(), strict=True)
         ):
-            features = batch[0].nan_to_num() if i else batch[0]
+            features = batch[0] if i == self.bad else batch[0].nan_to_num()
 
             def closure(part=part, features=features, optimizer=optimizer):
                 optimizer.zero_grad()
@@ -265,6 +277,14 @@ def test_of_two_optimizers_only_the_one_with_the_bad_loss_is_refused(tmp_path, c
     bare = Pair(closure=closure)
     fit(bare)
     assert differing(tensors(clean), tensors(bare)) == []
+
+
+def test_a_refused_step_takes_nothing_back_that_the_other_optimizer_has_moved():
+    bare, module = Pair(bad=None), Pair(bad=1)
+    fit(bare, data={"bad": BAD})
+    fit(module, GuardCallback(), data={"bad": BAD})
+    assert differing(tensors(module.first), tensors(bare.first)) == []
+    assert differing(tensors(module.second), tensors(bare.second)) != []
 
 
 def test_a_run_that_diverges_ends_with_everything_taken_off(tmp_path):
@@ -364,3 +384,24 @@ def test_a_weight_that_goes_bad_is_rolled_back():
     fit(module, callback)
     assert (callback.report.refused, callback.report.rollbacks) == (3, 1)
     assert all(torch.isfinite(t).all() for t in tensors(module).values())
+
+
+def test_the_pages_snippet_runs(snippet, capsys):
+    class Named(Module):
+        def training_step(self, batch, number):
+            return loss_of(self.net, batch)
+
+    quiet = partial(
+        lightning.Trainer,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(named_rows(), BATCH)
+    snippet("Lightning", {"Trainer": quiet, "module": Named(), "loader": loader})
+    records = list(JournalReader("journal.jsonl").steps())
+    assert records[-1].sample_ids == ("row 28", "row 29", "row 30", "row 31")
+    assert "surefoot: 8 steps applied, 0 refused" in capsys.readouterr().err

@@ -224,3 +224,10 @@ def test_a_weight_that_goes_bad_is_rolled_back(tmp_path):
     trainer.train()
     assert (guard.report.refused, guard.report.rollbacks) == (3, 1)
     assert all(torch.isfinite(t).all() for t in tensors(trainer.model).values())
+
+
+def test_the_pages_snippet_runs(tmp_path, snippet, capsys):
+    like = trainer_of(tmp_path)
+    names = {"Trainer": InOrder, "model": like.model, "arguments": like.args}
+    snippet("Transformers", {**names, "data": like.train_dataset})
+    assert "surefoot: 8 steps applied, 0 refused" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,7 +15,7 @@ images = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
 from surefoot.errors import TrainingDiverged, UsageError  # noqa: E402
 from surefoot.guard import Policy  # noqa: E402
-from surefoot.integrations.ultralytics import attach  # noqa: E402
+from surefoot.integrations.ultralytics import attach, callbacks  # noqa: E402
 from surefoot.journal import JournalReader  # noqa: E402
 from surefoot.records import Cause  # noqa: E402
 from surefoot.testing import bad_gradient  # noqa: E402
@@ -184,14 +185,45 @@ def test_a_run_that_diverges_stops(files, tmp_path):
     assert "surefoot" not in vars(model.trainer.optimizer)
 
 
+def test_a_trainer_can_be_guarded_as_well(files, tmp_path):
+    settings = {
+        "model": str(files / "small.yaml"),
+        "data": str(files / "data.yaml"),
+        "epochs": 1,
+        "imgsz": 64,
+        "batch": 2,
+        "nbs": 2,
+        "workers": 0,
+        "device": "cpu",
+        "plots": False,
+        "project": str(tmp_path),
+    }
+    trainer = ultralytics.models.yolo.detect.DetectionTrainer(overrides=settings)
+    attach(trainer, clip=0.5)
+    trainer.train()
+    records = list(JournalReader(trainer.save_dir / "journal.jsonl").steps())
+    assert [record.clip_coefficient < 1.0 for record in records] == [True, True]
+    assert "train" not in vars(trainer)
+
+
+def test_callbacks_that_wait_can_be_pickled_for_other_processes():
+    again = pickle.loads(pickle.dumps(callbacks(clip=1.0, policy=Policy.strict())))
+    assert again.keys() == callbacks().keys()
+
+
 def test_misuse_is_answered_with_what_to_do():
     with pytest.raises(UsageError, match="a YOLO model or a trainer was expected, not Linear"):
         attach(torch.nn.Linear(1, 1))
 
 
-def test_yolov8n_accumulates_as_it_always_does(files, tmp_path):
-    model = ultralytics.YOLO("yolov8n.yaml", task="detect")
-    attach(model)
-    trainer = train(model, files, tmp_path, epochs=1, nbs=4, optimizer="auto")
-    (record,) = JournalReader(trainer.save_dir / "journal.jsonl").steps()
+def test_the_pages_snippet_runs_with_yolov8n_at_its_defaults(files, tmp_path, snippet, capsys):
+    class Here(ultralytics.YOLO):
+        def train(self, **settings):
+            quiet = {"plots": False, "verbose": False, "workers": 0, "pretrained": False}
+            super().train(**settings, **quiet, batch=2, nbs=4, device="cpu", project=str(tmp_path))
+
+    names = snippet("Ultralytics", {"YOLO": Here, "data": str(files / "data.yaml")})
+    folder = names["model"].trainer.save_dir
+    (record,) = JournalReader(folder / "journal.jsonl").steps()
     assert (record.applied, record.micro_batches, len(record.sample_ids)) == (True, 2, 4)
+    assert "surefoot: 1 step applied, 0 refused" in capsys.readouterr().err
