@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import multiprocessing
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from surefoot.testing import State
 
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 """Seconds until a scenario counts as hanging."""
 
 
@@ -29,11 +31,13 @@ class World:
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")
-        store = tempfile.mkdtemp() + "/store"
+        self._folder = Path(tempfile.mkdtemp())
         self._pipes, self._processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, store), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, rank, size, self._folder), daemon=True
+            )
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -46,7 +50,9 @@ class World:
         while len(results) < len(self._pipes):
             ready = wait([p for i, p in enumerate(self._pipes) if i not in results], _PATIENCE)
             if not ready:
-                self._end(f"of {scenario.__name__} ranks {sorted(results)} alone came back")
+                stacks = "".join(p.read_text() for p in self._folder.glob("stacks-*"))
+                came = f"of {scenario.__name__} ranks {sorted(results)} alone came back"
+                self._end(f"{came}\n{stacks}")
             for pipe in ready:
                 rank = self._pipes.index(pipe)
                 fine, results[rank] = pipe.recv()
@@ -68,24 +74,27 @@ def world(size: int) -> World:
     return World(size)
 
 
-def _serve(pipe: Any, rank: int, size: int, store: str) -> None:
+def _serve(pipe: Any, rank: int, size: int, folder: Path) -> None:
+    stacks = (folder / f"stacks-{rank}").open("w")
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
-        init_method=f"file://{store}",
+        init_method=f"file://{folder}/store",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=_PATIENCE / 2),
+        timeout=timedelta(seconds=2 * _PATIENCE),
     )
     while True:
         try:
             scenario, settings = pipe.recv()
         except EOFError:
             return
+        faulthandler.dump_traceback_later(0.8 * _PATIENCE, file=stacks)
         try:
             pipe.send((True, scenario(rank, **settings)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        faulthandler.cancel_dump_traceback_later()
 
 
 def mesh() -> DeviceMesh:

@@ -166,6 +166,32 @@ def test_a_healthy_run_is_bit_equal_to_a_plain_loop_across_many_snapshots(decide
 
 
 @both
+def test_a_state_that_the_very_last_step_has_spoilt_is_seen_by_flush(decide):
+    run = Run(decide)
+    run.go(40)
+    assert run.guard.flush() is None
+    name = poison(run, "weight NaN")
+    record = run.guard.flush()
+    assert record is not None
+    assert (record.step, record.verdict.value) == (39, "applied")
+    assert Event.ROLLED_BACK in record.events
+    assert [c.name for c in record.culprits] == [name]
+    assert all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+    assert run.guard.flush() is None
+
+
+@both
+def test_twenty_bad_batches_that_are_over_are_no_reason_to_go_back(decide):
+    run = Run(decide, Policy(**{**POLICY.__dict__, "divergence_patience": 25}))
+    run.go(200)
+    for step in range(20):
+        run.records.append(run.guard.step(run.loss(1000 + step) * 30.0))
+    run.go(40)
+    assert run.events() == []
+    assert run.final_loss < 0.5
+
+
+@both
 def test_rollbacks_are_bounded(decide):
     run = Run(decide, Policy(**{**POLICY.__dict__, "max_rollbacks": 2}))
     run.go(20)

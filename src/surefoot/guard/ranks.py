@@ -90,33 +90,37 @@ def align(record: StepRecord, parameters: Sequence[str]) -> None:
 
 
 class _View(NamedTuple):
-    """What one rank knows of a refused step that it is to blame for."""
+    """What one rank knows of a refused step that went wrong on it."""
 
     loss: float
     terms: tuple[TermRecord, ...]
     sample_ids: tuple[str, ...]
     fault: ForwardFault | None
 
+    @property
+    def located(self) -> bool:
+        return self.fault is not None and self.fault.origin.located
+
 
 def take_over(record: StepRecord) -> None:
     """Let a rank that is not to blame say what the first bad one knows: often one rank alone keeps
-    a log. A loss that was bad names the ranks; without one, those do that found the fault.
+    a log. To blame are those whose loss was bad; where that tells nothing, because all were or none
+    was, those that found where the bad value came up.
 
     Args:
         record: of this rank, after :func:`align` and after the fault was looked for.
     """
-    located = record.fault is not None and record.fault.origin.located
     mine = _View(record.loss, record.terms, record.sample_ids[:_MOST], record.fault)
-    told: list[_View | None] = tell_all_anything(mine if _to_blame(record, located) else None)
-    said = record.__dict__
-    said["bad_ranks"] = tuple(rank for rank, view in enumerate(told) if view is not None)
-    view = next((v for v in told if v is not None), None)
-    if view is not None and record.rank not in record.bad_ranks:
-        said.update(view._asdict())
-
-
-def _to_blame(record: StepRecord, located: bool) -> bool:
-    return record.rank in record.bad_ranks or (not record.bad_ranks and located)
+    knows = record.rank in record.bad_ranks or mine.located
+    told: list[_View | None] = tell_all_anything(mine if knows else None)
+    found = tuple(rank for rank, view in enumerate(told) if view is not None and view.located)
+    bad = record.bad_ranks
+    if not bad or (found and len(bad) == len(told)):
+        bad = found
+    record.__dict__["bad_ranks"] = bad
+    view = next((told[rank] for rank in (*found, *bad) if rank in bad), None)
+    if view is not None and record.rank not in bad:
+        record.__dict__.update(view._asdict())
 
 
 def _device() -> torch.device:

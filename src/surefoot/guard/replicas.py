@@ -171,7 +171,7 @@ def bit_sum(tensor: Tensor) -> int:
 
     >>> tensor = torch.ones(3)
     >>> before = bit_sum(tensor)
-    >>> tensor.view(torch.int32)[1] ^= 1
+    >>> tensor.view(torch.int32)[2] ^= 1
     >>> bit_sum(tensor) - before
     1
     """
