@@ -1,0 +1,177 @@
+"""Our own journal, read to the end also where a line of it is damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from surefoot.journal.foreign.grammar import Field
+from surefoot.journal.foreign.json_lines import numbers_in
+from surefoot.journal.foreign.ledger import Ledger
+from surefoot.journal.foreign.words import side, tokens
+from surefoot.records import Cause, Event
+
+__all__ = ["OwnJournal", "is_own_journal"]
+
+_SIGNATURE = b'{"kind": "header", "format": "surefoot-journal"'
+_PLAIN = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "loss_scale": "loss_scale",
+    "refused_steps": "skipped",
+}
+_TOLD = (
+    Event.ROLLED_BACK,
+    Event.ROLLBACK_UNDONE,
+    Event.DIVERGED,
+    Event.LOSS_SPIKE,
+    Event.GRADIENT_SPIKE,
+)
+_SETTINGS_DEPTH = 4
+
+
+def is_own_journal(start: bytes) -> bool:
+    """Whether a file that begins so is a journal of ours."""
+    return start.startswith(_SIGNATURE)
+
+
+class OwnJournal:
+    """Takes the lines of a journal in their order and writes into a ledger what is in them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._loose = ledger.loosely("surefoot")
+        self._fields = dict[str, Field]()
+        self._step = Field(0, 0, "step", "step")
+        self._clip = math.nan
+
+    def feed(self, lines: list[bytes], place: int) -> None:
+        """Read lines, the first of which stands at ``place``."""
+        for here, line in enumerate(lines, place):
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                if line.strip():
+                    self.ledger.note(f"line {here + 1} is no entry and was passed over")
+                continue
+            if isinstance(values, dict):
+                self._entry(values, here)
+        self.ledger.flush()
+
+    def _entry(self, values: dict[str, Any], place: int) -> None:
+        kind = values.get("kind")
+        if kind == "step":
+            self._record(values, place)
+        elif kind in ("header", "resumed"):
+            run = values.get("run")
+            if isinstance(run, dict):
+                self.ledger.set(place, _settings(run))
+            if kind == "resumed":
+                self.ledger.messages.say(place, "resumed", "resumed: the run went on here", {})
+        elif kind == "stopped":
+            text = f"stopped: {values.get('error', '')}: {values.get('message', '')}"
+            self.ledger.messages.say(place, "exception", text, {})
+        elif isinstance(kind, str):
+            self._other(kind, values, place)
+
+    def _record(self, values: dict[str, Any], place: int) -> None:
+        add = self._loose.add
+        step = values.get("step")
+        if not isinstance(step, int):
+            self.ledger.note(f"line {place + 1} is a step without its number and was passed over")
+            return
+        add(self._step, place, float(step))
+        if values.get("verdict") == "accumulated":
+            return
+        for name, called in _PLAIN.items():
+            if name in values:
+                add(self._field(called), place, _number(values[name]))
+        for i, rate in enumerate(_list(values.get("learning_rates"))):
+            add(self._field(f"lr[{i}]" if i else "lr"), place, _number(rate))
+        for term in _list(values.get("terms")):
+            if isinstance(term, list) and len(term) >= 3:
+                self._term(term, place)
+        self._clipping(values, place)
+        self._messages(values, place)
+
+    def _term(self, term: list[Any], place: int) -> None:
+        raw, weight = _number(term[1]), _number(term[2])
+        name = str(term[0])[:80]
+        self._loose.add(self._field(f"term {name}"), place, raw)
+        self._loose.add(self._field(f"weighted term {name}"), place, raw * weight)
+        if len(term) > 3 and math.isfinite(norm := _number(term[3])):
+            self._loose.add(self._field(f"gradient of term {name}"), place, norm)
+
+    def _clipping(self, values: Mapping[str, Any], place: int) -> None:
+        cut, norm = _number(values.get("clip_coefficient")), _number(values.get("grad_norm"))
+        if cut < 1.0 and math.isfinite(cut * norm):
+            self._loose.add(self._field("clip"), place, cut * norm)
+
+    def _messages(self, values: dict[str, Any], place: int) -> None:
+        say, step = self.ledger.messages.say, values.get("step")
+        if values.get("verdict") == "refused":
+            cause = str(values.get("cause"))
+            kind = "overflow" if cause == Cause.OVERFLOW.value else "refused"
+            told = {"scale": _number(values.get("loss_scale"))} if kind == "overflow" else {}
+            say(place, kind, _refusal(values, cause), told)
+        events = {e for e in _list(values.get("events")) if isinstance(e, str)}
+        for event in _TOLD:
+            if event.value in events:
+                say(place, event.value, f"step {step}: {event.sentence}", {})
+
+    def _other(self, kind: str, values: dict[str, Any], place: int) -> None:
+        """An epoch, an evaluation, or whatever the run wrote."""
+        inner = {k: v for k, v in values.items() if k not in ("kind", "t", "epoch")}
+        where = "evaluation " if kind == "evaluation" else ""
+        for name, value in numbers_in(inner):
+            self._loose.add(self._field(f"{where}{name}", of=kind), place, value)
+        epoch = values.get("epoch")
+        if isinstance(epoch, int | float):
+            field = self._fields.setdefault("epoch", Field(0, 0, "epoch", "epoch"))
+            self._loose.add(field, place, float(epoch))
+
+    def _field(self, name: str, of: str = "") -> Field:
+        key = f"{of}:{name}" if of else name
+        if key not in self._fields:
+            where = "validation" if side(tokens(name)) == "validation" else ""
+            called = f"{of}/{name}" if of and of not in name and name in self._fields else name
+            self._fields[key] = Field(0, 0, called, "value", where)
+        return self._fields[key]
+
+
+def _refusal(values: Mapping[str, Any], cause: str) -> str:
+    try:
+        sentence = Cause(cause).sentence
+    except ValueError:
+        sentence = cause
+    names = [str(c[0]) for c in _list(values.get("culprits")) if isinstance(c, list) and c]
+    samples = [str(s) for s in _list(values.get("sample_ids"))][:4]
+    where = f" in {', '.join(names[:3])}" if names else ""
+    on = f" on {', '.join(samples)}" if samples else ""
+    return f"step {values.get('step')} was refused: {sentence}{where}{on}"
+
+
+def _settings(run: Mapping[str, Any], depth: int = 0) -> dict[str, str]:
+    """The settings of a run, inner ones too, under the names that rules know."""
+    from surefoot.journal.foreign.settings import settings_in
+
+    told = dict[str, str]()
+    for name, value in run.items():
+        if isinstance(value, dict) and depth < _SETTINGS_DEPTH:
+            told = _settings(value, depth + 1) | told
+        elif isinstance(value, str | int | float | bool):
+            told |= settings_in(f"{name}: {str(value).replace(' ', '_')}")
+    return told
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
