@@ -1,144 +1,109 @@
-"""What the guard's step costs beside the lines it replaces.
+"""What the guard's step costs beside the lines it replaces, and beside what others do.
 
-    python -m benchmarks.guard_step [--quick] [--rounds N] [--device cpu|cuda]
+    python -m benchmarks.guard_step --quick                    # the ratios, in under a minute
+    python -m benchmarks.guard_step --millions 16,100 --precision fp32,bf16,fp16
 
 Fresh gradients lie in place before the clock starts; timed is everything from there to the next
-forward pass: measure, clip, step, zero. Backward is left out because every way runs the same one.
+forward pass: measure, clip, step, zero. Backward and forward are left out, because every way runs
+the same ones; ``benchmarks.whole_step`` has them. bf16 is weights and gradients in bfloat16; under
+autocast weights and gradients are float32, and the step is that of fp32.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 
+import psutil
 import torch
-from torch import Tensor, nn
 
-from benchmarks.interleave import interleave, machine, print_table
-from surefoot.guard import Guard
-from surefoot.guard.accumulation import Accumulation
+from benchmarks.interleave import Way, add_options, interleave, machine, print_table, save_rows
+from benchmarks.peers import PEERS
+from benchmarks.step_ways import Setting, attached, limit, ours, plain, scaler
 
-TENSORS = 200
-_Way = tuple[Callable[[], object], Callable[[], object]]
+Maker = Callable[[], Way | None]
 
-
-class _Bare(nn.Module):
-    """Parameters of uneven sizes and nothing else."""
-
-    def __init__(self, total: int, device: str) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        shares = torch.rand(TENSORS, generator=generator) + 0.05
-        sizes = (shares / shares.sum() * total).long()
-        self.weights = nn.ParameterList(
-            torch.randn(int(n), generator=generator).to(device) * 0.02 for n in sizes
-        )
+_CLIPS = {"clipped at every step": 1e-4, "never clipped": 1e9}
+_SCALE = 65536.0
+_RIVALS = {
+    "fp32": "clip_grad_norm_ + fused AdamW",
+    "bf16": "clip_grad_norm_ + fused AdamW",
+    "fp16": "unscale_ + clip + scaler.step + update",
+}
 
 
-class _Bench:
-    """One way: its own model and optimizer, and gradients that are put back every round."""
-
-    def __init__(self, total: int, device: str, scale: float, *, fused: bool = True) -> None:
-        self.model = _Bare(total, device)
-        self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=fused)
-        self.gradients = [torch.randn_like(p) * 1e-3 * scale for p in self.parameters]
-        self.loss = torch.tensor(1.0, device=device)
-
-    def fill(self) -> None:
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient.clone()
-
-
-def _plain(bench: _Bench, clip: float | None) -> _Way:
-    def step() -> None:
-        if clip is not None:
-            nn.utils.clip_grad_norm_(bench.parameters, clip)
-        bench.optimizer.step()
-        bench.optimizer.zero_grad()
-
-    return bench.fill, step
+def ways(precision: str, setting: Setting, *, peers: bool) -> dict[str, Maker]:
+    """Ours and the rival's, and the others' on request."""
+    rival = scaler if precision == "fp16" else plain
+    found: dict[str, Maker] = {
+        _RIVALS[precision]: partial(rival, setting),
+        "the same again (noise floor)": partial(rival, setting),
+        "surefoot": partial(ours, setting),
+        "surefoot, verdict on the device": partial(ours, setting, decide="device"),
+        "surefoot, attached": partial(attached, setting),
+        "limit: norm pass + fused AdamW": partial(limit, setting),
+    }
+    if precision == "fp32":
+        found["limit, norms by torch.dot"] = partial(limit, setting, threaded=True)
+    if precision != "fp16":
+        found["fused AdamW alone, no clip"] = partial(plain, replace(setting, clip=None))
+        if peers:
+            found |= {name: partial(make, setting) for name, make in PEERS.items()}
+    return found
 
 
-def _scaler(bench: _Bench, clip: float, device: str) -> _Way:
-    scaler = torch.amp.GradScaler(device)
-    scaler.scale(torch.zeros((), device=device))
-
-    def step() -> None:
-        scaler.unscale_(bench.optimizer)
-        nn.utils.clip_grad_norm_(bench.parameters, clip)
-        scaler.step(bench.optimizer)
-        scaler.update()
-        bench.optimizer.zero_grad()
-
-    return bench.fill, step
+def groups(makers: Mapping[str, Maker], rival: str, room: int) -> Iterator[dict[str, Maker]]:
+    """So many ways at once as fit into memory, each time with the rival."""
+    others = iter([(name, make) for name, make in makers.items() if name != rival])
+    while part := dict(islice(others, max(room - 1, 1))):
+        yield {rival: makers[rival], **part}
 
 
-def _ours(bench: _Bench, clip: float | None, amp: str | None, decide: str) -> _Way:
-    guard = Guard(bench.model, bench.optimizer, clip=clip, amp=amp, decide=decide)  # type: ignore[arg-type]
-    loss: Tensor = bench.loss
-
-    def step() -> None:
-        window = Accumulation(1, ("loss",), (1.0,), loss.reshape(1), loss)
-        guard._stepper.close(window, 1)
-
-    return bench.fill, step
-
-
-def _limit(bench: _Bench) -> _Way:
-    def step() -> None:
-        torch.linalg.vector_norm(
-            torch.stack(torch._foreach_norm([p.grad for p in bench.parameters]))
-        )
-        bench.optimizer.step()
-        bench.optimizer.zero_grad()
-
-    return bench.fill, step
+def compare(precision: str, setting: Setting, title: str, options: argparse.Namespace) -> None:
+    """One table."""
+    rival = _RIVALS[precision]
+    each = 6 * setting.total * torch.empty(0, dtype=setting.dtype).element_size()
+    room = int(0.7 * _free(setting.device) / each)
+    for makers in groups(ways(precision, setting, peers=options.peers), rival, room):
+        made = {name: make() for name, make in makers.items()}
+        there = {name: way for name, way in made.items() if way is not None}
+        rows = interleave(there, rival=rival, options=options)
+        missing = {name: "not installed" for name in made if name not in there}
+        print_table(title, rows, rival=rival, missing=missing)
+        save_rows(options.json, title, rows)
+        del made, there
+        gc.collect()
 
 
-def fp32(total: int, device: str, rounds: int) -> None:
-    """Against clip_grad_norm_ and a fused step, clipping at every step and at none."""
-    for name, clip in (("clip reached at every step", 1e-2), ("clip never reached", 1e9)):
-        new = lambda: _Bench(total, device, 1.0)  # noqa: E731
-        rival = "clip_grad_norm_ + fused AdamW"
-        ways = {
-            rival: _plain(new(), clip),
-            "the same again (noise floor)": _plain(new(), clip),
-            "surefoot": _ours(new(), clip, None, "auto"),
-            "surefoot, verdict on the device": _ours(new(), clip, None, "device"),
-            "limit: norm pass + fused AdamW": _limit(new()),
-            "fused AdamW alone, no clip": _plain(new(), None),
-        }
-        rows = interleave(ways, rival=rival, rounds=rounds)
-        print_table(f"fp32, {total / 1e6:.0f} M parameters, {name}", rows, rival=rival)
-
-
-def fp16(total: int, device: str, rounds: int) -> None:
-    """Against the four calls of a GradScaler."""
-    for name, clip in (("clip reached at every step", 1e-2), ("clip never reached", 1e9)):
-        new = lambda: _Bench(total, device, 65536.0)  # noqa: E731
-        rival = "unscale_ + clip + scaler.step + update"
-        ways = {
-            rival: _scaler(new(), clip, device),
-            "surefoot": _ours(new(), clip, "fp16", "auto"),
-            "surefoot, verdict on the device": _ours(new(), clip, "fp16", "device"),
-        }
-        rows = interleave(ways, rival=rival, rounds=rounds)
-        print_table(f"fp16 scale, {total / 1e6:.0f} M parameters, {name}", rows, rival=rival)
+def _free(device: str) -> float:
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--rounds", type=int, default=None)
-    parser.add_argument("--millions", type=float, default=16.0, help="parameters, in millions")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="15 rounds, no peers, fp32 and fp16")
+    parser.add_argument("--millions", default="16", help="parameters, in millions: 16,100")
+    parser.add_argument("--precision", default=None, help="fp32,bf16,fp16 where it is not given")
+    add_options(parser)
     options = parser.parse_args()
-    rounds = options.rounds or (15 if options.quick else 40)
-    print(machine())
-    total = int(options.millions * 1e6)
-    fp32(total, options.device, rounds)
-    fp16(total, options.device, rounds)
+    options.rounds = options.rounds or (15 if options.quick else 30)
+    options.peers = options.peers and not options.quick
+    precisions = options.precision or ("fp32,fp16" if options.quick else "fp32,bf16,fp16")
+    print(machine(options.device))
+    for millions in options.millions.split(","):
+        for precision in precisions.split(","):
+            for name, clip in _CLIPS.items():
+                scale = _SCALE if precision == "fp16" else 1.0
+                dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+                total = int(float(millions) * 1e6)
+                setting = Setting(total, options.device, dtype, scale, clip)
+                compare(precision, setting, f"{precision}, {millions} M, {name}", options)
 
 
 if __name__ == "__main__":
