@@ -209,10 +209,14 @@ model's own input was not finite: NaN in input[0]
         return self._close()
 
     def flush(self) -> StepRecord | None:
-        """Close a window that is not full; None where nothing is waiting."""
+        """Close a window that is not full, and look the state through; call it at the end of a run.
+
+        Returns:
+            The window's record; or the last step's once more, where the state it left was bad and
+            has gone back; or None.
+        """
         record = self._close() if self._window.micro_batches else None
-        self._stepper.settle()
-        return record
+        return self._stepper.finish(record)
 
     def schedule(
         self, scheduler: torch.optim.lr_scheduler.LRScheduler

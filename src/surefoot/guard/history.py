@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+from surefoot.errors import TrainingDiverged
 from surefoot.records import Cause, Event, StepRecord
 
 __all__ = ["History"]
@@ -54,6 +55,12 @@ class History:
             self._rates.append((record.step, max(record.learning_rates)))
         if record.refused or any(event in _NOTABLE for event in record.events):
             self._bad.append(record)
+
+    def last_words(self, stop: str, record: StepRecord) -> TrainingDiverged:
+        """What a run is stopped with: why, the last step, and the diagnosis."""
+        story = self.diagnosis()
+        message = "\n".join([f"{stop} The last step: {record}.", *story])
+        return TrainingDiverged(message, record=record, diagnosis=story)
 
     def diagnosis(self) -> tuple[str, ...]:
         """What happened, where first, what came before it, and what to do: a sentence each."""

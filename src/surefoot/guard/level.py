@@ -51,9 +51,10 @@ class Level:
         self._count += drifts
         if not drifts or len(self._recent) < 32 or self._count % _EVERY:
             return False
-        now = self.now()
-        self._best = min(self._best, now)
-        self._high_looks = self._high_looks + 1 if now > self._ratio * self._best else 0
+        self._best = min(self._best, self.now())
+        # The last ten as well, or a run that has come back by itself would be sent back.
+        away = min(self.now(), self.now(_EVERY)) > self._ratio * self._best
+        self._high_looks = self._high_looks + 1 if away else 0
         return self._high_looks >= _TWICE
 
     def now(self, last: int = 32) -> float:

@@ -38,6 +38,13 @@ class Trouble(NamedTuple):
     ranks: tuple[int, ...] = ()
     """On which of several the state was bad."""
 
+    def told_by(self, record: StepRecord) -> None:
+        """Let the record say so. A bad state explains its gradients, not the other way round."""
+        values = record.__dict__
+        values["bad_ranks"] = tuple(sorted({*record.bad_ranks, *self.ranks}))
+        values["events"] = (*record.events, *self.events)
+        values["culprits"] = self.culprits or record.culprits
+
 
 class Recovery:
     """Takes snapshots, watches the records, rolls back.
@@ -83,11 +90,9 @@ class Recovery:
         often = self._refusals > 0 and self._refusals % self._policy.suspect_after == 0
         suspicious = often or self._high == 1
         if suspicious or self._since_taken >= self._policy.snapshot_interval:
-            faults = self._proven.faults(self._state)
-            if not self._together and faults:
-                return self._mend(faults)
-            if self._together and agree(bool(faults)):  # a shard may be bad on a single rank
-                return self._mend(*share(faults))
+            trouble = self.look()
+            if trouble is not None:
+                return trouble
         drifted = self._follow_level(record)
         if self._before is not None:
             return self._weigh(record)
@@ -99,6 +104,16 @@ class Recovery:
                 return self._mend(*drift)
         self._keep(record)
         return None
+
+    def look(self) -> Trouble | None:
+        """Look the state through now."""
+        if self._proven is None:
+            return None
+        faults = self._proven.faults(self._state)
+        if not self._together:
+            return self._mend(faults) if faults else None
+        # A shard may be bad on a single rank.
+        return self._mend(*share(faults)) if agree(bool(faults)) else None
 
     def _follow_level(self, record: StepRecord) -> bool:
         """Whether the loss has crept away. A gradient norm rises in many a healthy run; where it

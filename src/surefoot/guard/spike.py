@@ -95,6 +95,15 @@ class DeviceSpikes:
         self._streak = torch.zeros((), dtype=torch.int64, device=device)
         self._away = torch.zeros(2, dtype=torch.int64, device=device)
 
+    def watch(
+        self, loss: Tensor, norm: Tensor, bad: Tensor, loss_votes: bool
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`judge` and :meth:`accept` a step; of one that is ``bad`` nothing is a spike."""
+        values = torch.stack([loss if loss_votes else torch.full_like(loss, torch.nan), norm])
+        found, usual = self.judge(values)
+        self.accept(values, ~(bad | found[2]))
+        return found & ~bad, usual
+
     def judge(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What :class:`Spikes` says of loss and norm, 2.
 

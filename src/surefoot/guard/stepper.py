@@ -7,9 +7,8 @@ from dataclasses import replace
 from itertools import compress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from surefoot.errors import TrainingDiverged
 from surefoot.guard.accumulation import Accumulation
 from surefoot.guard.apply import Hand, OwnStep, seed_momentum
 from surefoot.guard.arrival import Arrival, LazyRecord
@@ -76,6 +75,7 @@ class Stepper:
         self.hand: Hand = OwnStep(optimizer, lambda: self.recovery.rates(optimizer))
         self.spikes = DeviceSpikes(policy, self.table.device) if on_device else HostSpikes(policy)
         self._pending: LazyRecord | None = None
+        self._last: StepRecord | None = None
         self._far_off = (False, False)
         self.gradients_kept = False
         """Somebody else's loop did not zero them after the last step."""
@@ -154,21 +154,30 @@ class Stepper:
             take_over(record)
         trouble = self.recovery.after(record, far_off=self._far_off)
         if trouble is not None:
-            record.__dict__["bad_ranks"] = tuple(sorted({*record.bad_ranks, *trouble.ranks}))
-            record.__dict__["events"] = (*record.events, *trouble.events)
-            record.__dict__["culprits"] = (*record.culprits, *trouble.culprits)[:16]
+            trouble.told_by(record)
             if Event.ROLLBACK_UNDONE in trouble.events:
                 self.spikes.forget()
+        self._last = record
         self.history.add(record)
         stop = (trouble and trouble.stop) or reason_to_stop(record, self.tally, self._policy)
         if stop:
-            story = self.history.diagnosis()
-            raise TrainingDiverged(
-                "\n".join([f"{stop} The last step: {record}.", *story]),
-                record=record,
-                diagnosis=story,
-            )
+            raise self.history.last_words(stop, record)
         return record
+
+    def finish(self, record: StepRecord | None) -> StepRecord | None:
+        """Look the state through after the last step: nobody would see later what it has left.
+
+        Returns:
+            ``record``, or the last one, which then tells of a state that had to be put back.
+        """
+        self.settle()
+        trouble = self.recovery.look()
+        if trouble is None or self._last is None:
+            return record
+        trouble.told_by(self._last)
+        if trouble.stop:
+            raise self.history.last_words(trouble.stop, self._last)
+        return self._last
 
     def _facts(self, micro: Accumulation, accumulate: int) -> Facts:
         number, self.tally.step = self.tally.step, self.tally.step + 1
@@ -295,7 +304,8 @@ class Stepper:
         # Asked as "is it good?", so that a NaN, which compares false, is refused.
         gradients_bad = ~(norm < math.inf)
         loss_bad = ~torch.isfinite(loss) & facts.loss_votes
-        spikes, usual = self._spikes_on_device(loss, norm, gradients_bad | loss_bad, facts)
+        assert isinstance(self.spikes, DeviceSpikes)
+        spikes, usual = self.spikes.watch(loss, norm, gradients_bad | loss_bad, facts.loss_votes)
         bad = gradients_bad | loss_bad | spikes[2]
         shortened = self.shortener.on_device(measured, norm, torch.as_tensor(unit, device=device))
         self.shortener.learn(norm, ~bad)
@@ -322,17 +332,6 @@ class Stepper:
         facts = replace(facts, names=names, buffers_moved=moved, mended=mended)
         self._pending = LazyRecord(lambda: self._conclude(landed(facts, arrival.read())))
         return self._pending
-
-    def _spikes_on_device(
-        self, loss: Tensor, norm: Tensor, bad: Tensor, facts: Facts
-    ) -> tuple[Tensor, Tensor]:
-        """What :meth:`DeviceSpikes.judge` says of a step that is finite."""
-        if not isinstance(self.spikes, DeviceSpikes):
-            return torch.zeros(5, dtype=torch.bool, device=norm.device), norm
-        watched = torch.stack([loss if facts.loss_votes else torch.full_like(loss, math.nan), norm])
-        found, usual = self.spikes.judge(watched)
-        self.spikes.accept(watched, ~(bad | found[2]))
-        return found & ~bad, usual
 
     def _conclude(self, facts: Facts) -> StepRecord:
         self.tally.count(good=facts.good)
