@@ -356,6 +356,11 @@ BOOKKEEPING = {
         log(loss=[2.8, 2.8, 2.9], mask=[2.1, 2.0, 2.2], edge=[0.7, 0.8, 0.7]),
     ),
     "SF904": Pair(log(loss=[2.3]), RootCause.UNKNOWN, log(loss=falling(5))),
+    "SF905": Pair(
+        log(said("exception", 42, "KeyError: 'boxes'"), loss=falling(40)),
+        RootCause.UNKNOWN,
+        log(said("exception", 12, "KeyError: 'boxes'"), loss=falling(40)),
+    ),
 }
 
 PAIRS: dict[str, Pair] = {

@@ -17,6 +17,8 @@ from surefoot.journal.series import Column, LoggedRun, Message, Role
 
 __all__ = ["DISCRIMINATOR", "GENERATOR", "Case", "finite"]
 
+_BEYOND = 1e100
+"""As good as infinite; squares and differences of it are still numbers."""
 _VALIDATION = re.compile(r"(^|[_/. ])(val|valid|validation|eval|test|dev)([_/. ]|$)", re.I)
 _PERPLEXITY = re.compile(r"(^|[_/. ])(ppl|perplexity)$", re.I)
 _PART = r"(^|[^a-z])({})([^a-z]|loss|err|$)|(loss|err)[_/ ]?({})$"
@@ -211,10 +213,7 @@ def _sum(terms: tuple[Column, ...]) -> Column | None:
 
 
 def finite(column: Column) -> Column:
-    """The column without the rows whose value is not finite."""
+    """The column without the rows whose value is not finite, none of them beyond 1e100."""
     kept = np.isfinite(column.values)
-    if kept.all():
-        return column
-    return replace(
-        column, values=column.values[kept], steps=column.steps[kept], lines=column.lines[kept]
-    )
+    values = np.clip(column.values[kept], -_BEYOND, _BEYOND)
+    return replace(column, values=values, steps=column.steps[kept], lines=column.lines[kept])

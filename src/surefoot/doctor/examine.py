@@ -28,6 +28,8 @@ _JUDGED = (
     Role.HOST_MEMORY,
     Role.DEVICE_MEMORY,
 )
+_LAST = ("SF904", "SF905")
+"""Said only where nothing else was found."""
 CLEAN_BILL = "SF001"
 """Code of the finding that says that a run is healthy."""
 
@@ -128,8 +130,9 @@ def _suppress(ranked: list[Finding]) -> tuple[list[Finding], list[tuple[Finding,
     """Take out what another finding explains; one that is itself explained explains nothing."""
     kept: list[Finding] = []
     explained: list[tuple[Finding, str]] = []
-    for finding in sorted(ranked, key=lambda f: (not f.sick, -len(f.explains))):
-        by = next((k for k in kept if finding.code in k.explains and k is not finding), None)
+    for finding in sorted(ranked, key=lambda f: (f.code in _LAST, not f.sick, -len(f.explains))):
+        last = finding.code in _LAST
+        by = next((k for k in kept if finding.code in k.explains or (last and k.sick)), None)
         if by is None:
             kept.append(finding)
         else:
@@ -139,7 +142,7 @@ def _suppress(ranked: list[Finding]) -> tuple[list[Finding], list[tuple[Finding,
 
 
 def _judgeable(case: Case) -> bool:
-    return any(column.role in _JUDGED for column in case.columns) or bool(case.run.messages)
+    return any(column.role in _JUDGED for column in case.columns) or bool(case.scales.overflows)
 
 
 def _clean_bill(case: Case, checks: list[Check]) -> Finding:

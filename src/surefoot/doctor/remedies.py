@@ -8,7 +8,7 @@ from surefoot.doctor.case import Case, finite
 from surefoot.doctor.finding import RootCause
 from surefoot.doctor.rates import main_rate, rate_at
 
-__all__ = ["log_next_for", "remedy_for"]
+__all__ = ["clip_setting", "log_next_for", "remedy_for"]
 
 _FIXED: dict[RootCause, tuple[str, ...]] = {
     RootCause.NUMERICALLY_UNSAFE_OP: (
@@ -32,9 +32,9 @@ _FIXED: dict[RootCause, tuple[str, ...]] = {
 def remedy_for(cause: RootCause, case: Case, line: int) -> tuple[str, ...]:
     """Settings against ``cause``, for a run that went wrong at ``line``."""
     if cause is RootCause.LR_TOO_HIGH:
-        return (_lower_rate(case, line), *_warm_up(case, line), _clip(case))
+        return (_lower_rate(case, line), *_warm_up(case, line), clip_setting(case))
     if cause is RootCause.EXPLODING_GRADIENTS:
-        return (_clip(case), _lower_rate(case, line))
+        return (clip_setting(case), _lower_rate(case, line))
     return _FIXED.get(cause, ())
 
 
@@ -66,7 +66,8 @@ def _warm_up(case: Case, line: int) -> tuple[str, ...]:
     return ("a linear warm-up over the first 1 to 5 % of the steps",)
 
 
-def _clip(case: Case) -> str:
+def clip_setting(case: Case) -> str:
+    """A threshold at twice the usual norm, if the log has norms."""
     if case.gradient is None:
         return "clip the gradient's norm: --gradient-clip-norm 1.0"
     norms = finite(case.gradient).values

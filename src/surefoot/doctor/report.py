@@ -9,6 +9,7 @@ import numpy as np
 
 from surefoot.doctor.examine import CLEAN_BILL, Examination
 from surefoot.doctor.finding import Finding
+from surefoot.doctor.rule import NOT_LOGGED
 from surefoot.journal.series import Column
 
 __all__ = ["tell"]
@@ -74,11 +75,18 @@ def _checked(examination: Examination, *, in_full: bool) -> str:
     if in_full or not examination.judged:
         lines += _list("Could not", [f"{c.code} {c.title}: {c.skipped}" for c in blind], indent="")
     elif blind:
-        whys = dict.fromkeys(check.skipped for check in blind)
-        lines += _wrapped("", f"Could not: {'; '.join(whys)}.")
+        lines += _wrapped("", _in_short([check.skipped for check in blind]))
     if any(finding.code != CLEAN_BILL for finding in examination.findings):
         lines.append("surefoot rules CODE tells more about a finding.")
     return "\n".join(lines)
+
+
+def _in_short(whys: list[str]) -> str:
+    """What was lacking, each thing once."""
+    lacking = dict.fromkeys(w.removeprefix(NOT_LOGGED) for w in whys if w.startswith(NOT_LOGGED))
+    others = dict.fromkeys(why for why in whys if not why.startswith(NOT_LOGGED))
+    said = [f"not logged: {', '.join(lacking)}"] if lacking else []
+    return f"What they lacked: {'; '.join([*said, *others])}."
 
 
 def _series(examination: Examination) -> str:

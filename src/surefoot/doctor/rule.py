@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from surefoot.doctor.case import Case
 from surefoot.doctor.finding import Finding
 from surefoot.journal.series import LoggedRun, Role
 
-__all__ = ["Blind", "Rule", "rule"]
+__all__ = ["NOT_LOGGED", "Blind", "Rule", "rule"]
+
+NOT_LOGGED = "the log has no "
+"""How the reason begins if a rule lacks a column."""
 
 Said = Iterable["Finding | Blind"]
 Need = Role | tuple[Role, ...]
@@ -43,16 +48,18 @@ class Rule:
         for need in self.needs:
             roles = need if isinstance(need, tuple) else (need,)
             if not any(case.has(role) for role in roles):
-                return (
-                    f"the log has no {' or '.join(role.value.replace('_', ' ') for role in roles)}"
-                )
+                return NOT_LOGGED + " or ".join(role.value.replace("_", " ") for role in roles)
         return ""
 
     def __call__(self, run: LoggedRun | Case) -> tuple[Finding | Blind, ...]:
         """What it finds in ``run``; a pure function."""
         case = run if isinstance(run, Case) else Case(run)
         lacking = self.lacks(case)
-        return (Blind(lacking),) if lacking else tuple(self.check(case))
+        if lacking:
+            return (Blind(lacking),)
+        # A log may hold any number; an infinity that comes of them compares as it should.
+        with np.errstate(all="ignore"):
+            return tuple(self.check(case))
 
 
 def rule(code: str, title: str, *needs: Need) -> Callable[[Callable[[Case], Said]], Rule]:

@@ -1,4 +1,4 @@
-"""Where a finding begins: the step and the line that go into it."""
+"""Where a finding begins, the step and the line that go into it, and how a count is put."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol, TypedDict
 
 from surefoot.journal.series import Column
 
-__all__ = ["Spot", "said_at", "spot"]
+__all__ = ["Spot", "counted", "said_at", "spot"]
 
 
 class Spot(TypedDict):
@@ -14,6 +14,15 @@ class Spot(TypedDict):
 
     step: float
     first_line: int
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 overflow``, ``2 overflows``.
+
+    >>> counted(1, "overflow"), counted(1200, "step")
+    ('1 overflow', '1,200 steps')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def spot(column: Column, index: int = 0) -> Spot:

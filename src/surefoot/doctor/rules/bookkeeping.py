@@ -125,10 +125,33 @@ def too_short(case: Case) -> Iterator[Finding | Blind]:
     )
 
 
+@rule("SF905", "a run that died of an error")
+def died(case: Case) -> Iterator[Finding]:
+    """The last thing in the log is an exception that no other rule knows."""
+    told = case.of_kind("exception", "device_assert", "timeout")
+    if not told or "KeyboardInterrupt" in told[-1].text:
+        return
+    last = told[-1]
+    logged_after = any(np.any(c.lines > last.line) for c in case.losses)
+    if logged_after:
+        return
+    yield Finding(
+        code="SF905",
+        title=f"the run ends in an error: {last.text[:90]}",
+        cause=RootCause.UNKNOWN,
+        severity=Severity.WARNING,
+        confidence=0.35,
+        **said_at(last),
+        evidence=(Evidence("message", last.text, f"line {last.line}: {last.text[:140]}"),),
+        not_this=("not told by the numbers: the error is the code's or the machine's",),
+        log_next=("the whole traceback", "CUDA_LAUNCH_BLOCKING=1, if it is an error of CUDA"),
+    )
+
+
 def _repeated(told: list[Message]) -> list[Message]:
     """Those that are said again and again, whatever numbers are in them."""
     alike = Counter(_NUMBERS.sub("0", message.text) for message in told)
     return [m for m in told if alike[_NUMBERS.sub("0", m.text)] >= _REPEATED]
 
 
-RULES: tuple[Rule, ...] = (swallowed, no_loss, total_of_nothing, too_short)
+RULES: tuple[Rule, ...] = (swallowed, no_loss, total_of_nothing, too_short, died)

@@ -14,6 +14,7 @@ from surefoot.doctor.remedies import remedy_for
 from surefoot.doctor.robust import level
 from surefoot.doctor.rule import Rule, rule
 from surefoot.doctor.scales import ScaleHistory
+from surefoot.doctor.spot import counted
 from surefoot.journal.series import Message, Role
 
 __all__ = ["RULES"]
@@ -35,8 +36,8 @@ def collapse(case: Case) -> Iterator[Finding]:
     top, last = float(history.scales.max()), float(history.scales[-1])
     evidence = [
         Evidence("last_scale", last, f"the scale went from {top:g} to {last:g}"),
-        Evidence("halvings", history.halvings, f"it fell {history.halvings} times"),
-        Evidence("growths", history.growths, f"it grew {history.growths} times"),
+        Evidence("halvings", history.halvings, f"it fell {counted(history.halvings, 'time')}"),
+        Evidence("growths", history.growths, f"it grew {counted(history.growths, 'time')}"),
     ]
     if floor:
         evidence.append(Evidence("floor_line", floor[0].line, f"line {floor[0].line}: the floor"))
@@ -81,7 +82,7 @@ def forward_overflow(case: Case) -> Iterator[Finding]:
             **history.spot(first),
             evidence=(
                 Evidence("scale", float(history.scales[-1]), "the scale multiplies by 1 at most"),
-                Evidence("overflows", at_floor, f"{at_floor} overflows at that scale"),
+                Evidence("overflows", at_floor, f"{counted(at_floor, 'overflow')} at that scale"),
             ),
             not_this=(
                 "not loss_scale_collapse by itself: a lower scale would change nothing, the "
@@ -108,13 +109,13 @@ def calibration(case: Case) -> Iterator[Finding]:
     last = float(history.scales[-1]) if history.scales.size else math.nan
     yield Finding(
         code="SF206",
-        title=f"{count} overflows are dynamic loss scaling at work",
+        title=f"{counted(count, 'overflow')}: dynamic loss scaling finds its place",
         cause=RootCause.HEALTHY,
         severity=Severity.NOTE,
         confidence=0.8,
         first_line=int(history.overflow_lines[0]) if history.overflows else None,
         evidence=(
-            Evidence("overflows", count, f"{count} overflows"),
+            Evidence("overflows", count, f"{counted(count, 'overflow')} in the log"),
             Evidence("last_scale", last, f"the scale stands at {last:g} at the end"),
         ),
         not_this=("not loss_scale_collapse: the scale stays high, or grows again",),
@@ -138,7 +139,7 @@ def falling_at_the_end(case: Case) -> Iterator[Finding]:
         **history.spot(-3),
         evidence=(
             Evidence("last_scale", last, f"the last scales: {_tail(history)}"),
-            Evidence("halvings", history.halvings, f"{history.halvings} halvings"),
+            Evidence("halvings", history.halvings, counted(history.halvings, "halving")),
         ),
         not_this=(
             "not loss_scale_collapse yet: that is told from a scale below 1 or at its floor",

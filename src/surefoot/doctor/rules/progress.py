@@ -9,7 +9,7 @@ import numpy as np
 from surefoot.doctor.case import Case, finite
 from surefoot.doctor.clues import Suspect
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
-from surefoot.doctor.remedies import log_next_for, remedy_for
+from surefoot.doctor.remedies import clip_setting, log_next_for, remedy_for
 from surefoot.doctor.rule import Blind, Rule, rule
 from surefoot.doctor.spot import said_at, spot
 from surefoot.doctor.stuck import Stuck, stuck
@@ -121,8 +121,9 @@ def metric_of_zero(case: Case) -> Iterator[Finding]:
         return
     course = Course(case.loss)
     falling = course.size >= 4 and course.end < 0.75 * course.start
-    zero = [c for c in case.metrics if c.values.size >= 4 and np.nanmax(c.values) <= 1e-3]
-    alive = [c for c in case.metrics if c.values.size and np.nanmax(c.values) > 1e-2]
+    metrics = [known for c in case.metrics if (known := finite(c)).values.size]
+    zero = [c for c in metrics if c.values.size >= 4 and c.values.max() <= 1e-3]
+    alive = [c for c in metrics if c.values.max() > 1e-2]
     if not zero or not falling or (alive and len(alive) >= len(zero)):
         return
     column = max(zero, key=lambda c: c.values.size)
@@ -134,7 +135,7 @@ def metric_of_zero(case: Case) -> Iterator[Finding]:
         confidence=0.7,
         **spot(column),
         evidence=(
-            Evidence("metric", float(np.nanmax(column.values)), "its highest value"),
+            Evidence("metric", float(column.values.max()), "its highest value"),
             Evidence(
                 "loss", course.end, f"the loss fell from {course.start:.4g} to {course.end:.4g}"
             ),
@@ -271,8 +272,8 @@ def _spike(case: Case, course: Course, worst: Hump, count: int, back: float) -> 
         ),
         not_this=("not a divergence: the loss is back at its level",),
         remedy=(
-            *remedy_for(RootCause.EXPLODING_GRADIENTS, case, int(course.column.lines[worst.first])),
-            "Policy(spike='refuse') leaves such a step out",
+            clip_setting(case),
+            "Policy(spike='refuse') leaves such a step out; Adam's beta2 of 0.95 forgets it sooner",
         ),
     )
 

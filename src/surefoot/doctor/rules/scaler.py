@@ -109,7 +109,7 @@ def still_scaled(case: Case) -> Iterator[Finding | Blind]:
 
 def _late_skips(case: Case) -> tuple[int, float, int, float] | None:
     """Skips in the second half, its length in steps, line and step of the first of them."""
-    for column in case.run.of(Role.SKIPPED):
+    for column in map(finite, case.run.of(Role.SKIPPED)):
         if column.values.size < 4:
             continue
         half = column.values.size // 2
