@@ -21,7 +21,15 @@ from itertools import islice
 import psutil
 import torch
 
-from benchmarks.interleave import Way, add_options, interleave, machine, print_table, save_rows
+from benchmarks.interleave import (
+    Way,
+    add_options,
+    clocked,
+    interleave,
+    machine,
+    print_table,
+    save_rows,
+)
 from benchmarks.peers import PEERS
 from benchmarks.step_ways import Setting, attached, limit, ours, plain, scaler
 
@@ -71,7 +79,7 @@ def compare(precision: str, setting: Setting, title: str, options: argparse.Name
     for makers in groups(ways(precision, setting, peers=options.peers), rival, room):
         made = {name: make() for name, make in makers.items()}
         there = {name: way for name, way in made.items() if way is not None}
-        rows = interleave(there, rival=rival, options=options)
+        rows = interleave(there, rival=rival, **clocked(options))
         missing = {name: "not installed" for name in made if name not in there}
         print_table(title, rows, rival=rival, missing=missing)
         save_rows(options.json, title, rows)

@@ -11,12 +11,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-__all__ = ["Row", "Way", "add_options", "interleave", "machine", "print_table", "save_rows"]
+__all__ = [
+    "Row",
+    "Way",
+    "add_options",
+    "clocked",
+    "interleave",
+    "machine",
+    "print_table",
+    "save_rows",
+]
 
 Way: TypeAlias = tuple[Callable[[], object], Callable[[], object]]
 """What prepares a round, outside the clock, and what is timed."""
@@ -45,28 +54,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def clocked(options: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_options` parsed, as arguments of :func:`interleave`."""
+    return {"rounds": options.rounds, "device": options.device, "cpu_time": options.cpu_time}
+
+
 def interleave(
-    ways: Mapping[str, Way], *, rival: str, options: argparse.Namespace, warmup: int = 5
+    ways: Mapping[str, Way],
+    *,
+    rival: str,
+    rounds: int,
+    warmup: int = 5,
+    device: str = "cpu",
+    cpu_time: bool = False,
 ) -> list[Row]:
     """Run every way once a round in random order; ratios are taken within a round.
 
     Args:
         ways: by name.
         rival: what the others are divided by.
-        options: what :func:`add_options` parsed.
-        warmup: rounds that do not count.
+        rounds: how often.
+        warmup: rounds before them that do not count.
+        device: what is waited for.
+        cpu_time: take the processor's time and not the clock's.
     """
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    clock = time.process_time if cpu_time else time.perf_counter
     shuffle = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(warmup + options.rounds):
+    for number in range(warmup + rounds):
         for name in shuffle.sample(list(ways), len(ways)):
             prepare, run = ways[name]
             prepare()
-            _wait(options.device)
+            _wait(device)
             start = clock()
             run()
-            _wait(options.device)
+            _wait(device)
             if number >= warmup:
                 times[name].append(1e3 * (clock() - start))
     base = np.array(times[rival])

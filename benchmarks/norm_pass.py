@@ -18,7 +18,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.interleave import Way, add_options, interleave, machine, print_table, save_rows
+from benchmarks.interleave import (
+    Way,
+    add_options,
+    clocked,
+    interleave,
+    machine,
+    print_table,
+    save_rows,
+)
 from benchmarks.step_ways import Bench, Setting
 from benchmarks.whole_step import Step, mlp
 
@@ -234,7 +242,7 @@ def _timed(step: Callable[[], object]) -> Way:
 
 
 def _show(title: str, ways: dict[str, Way], rival: str, options: argparse.Namespace) -> None:
-    rows = interleave(ways, rival=rival, options=options)
+    rows = interleave(ways, rival=rival, **clocked(options))
     print_table(title, rows, rival=rival)
     save_rows(options.json, title, rows)
 

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 import surefoot
-from benchmarks.interleave import Way, add_options, interleave, machine, print_table, save_rows
+from benchmarks.interleave import (
+    Way,
+    add_options,
+    clocked,
+    interleave,
+    machine,
+    print_table,
+    save_rows,
+)
 from benchmarks.peers import anomaly_step, arc_step, isfinite_step, stabilityguard_step
 from surefoot.guard import Guard, Policy
 
@@ -169,7 +177,7 @@ def compare(title: str, task: Task, options: argparse.Namespace) -> None:
             steps[name] = step
     nothing: Callable[[], object] = lambda: None  # noqa: E731
     ways: dict[str, Way] = {name: (nothing, step) for name, step in steps.items()}
-    rows = interleave(ways, rival=RIVAL, options=options)
+    rows = interleave(ways, rival=RIVAL, **clocked(options))
     print_table(title, rows, rival=RIVAL, missing=missing)
     save_rows(options.json, title, rows)
 
