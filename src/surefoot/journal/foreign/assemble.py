@@ -156,7 +156,7 @@ class _Run:
         if steps is None:
             steps, _ = self.clock.at(draft.places, self.begin, self.end)
         per = self.clock.per
-        if len(steps) > 1 and len(np.unique(draft.places)) == 1:
+        if len(steps) > 1 and draft.places[0] == draft.places[-1]:
             steps, per = np.arange(len(steps), dtype=np.float64), "step"  # several on one line
         lines = self.line_of(draft.places).astype(np.int64)
         again = np.zeros(len(lines), bool)

@@ -38,6 +38,8 @@ class CsvTable:
 
     def feed(self, lines: list[bytes], place: int) -> None:
         """Read lines, the first of which stands at ``place``."""
+        if self._head is not None and self._regular(lines, place):
+            return
         rows, places = list[list[str]](), list[int]()
         for here, line in enumerate(lines, place):
             said = text_of(line)
@@ -61,6 +63,21 @@ class CsvTable:
         self._take(rows, places)
         for ledger in self.ledgers.values():
             ledger.flush()
+
+    def _regular(self, lines: list[bytes], place: int) -> bool:
+        """Whether all lines were plain rows of the head's width, which have then been taken."""
+        head, text = self._head, text_of(b"\n".join(lines))
+        if head is None or '"' in text:
+            return False
+        rows = [line.split(self._separator) for line in text.split("\n")]
+        if any(len(row) != len(head.names) for row in rows):
+            return False
+        if any(row[0] == head.names[0] for row in rows):
+            return False
+        self._take(rows, list(range(place, place + len(rows))))
+        for ledger in self.ledgers.values():
+            ledger.flush()
+        return True
 
     def _open(self, said: str, place: int) -> None:
         """A line without numbers: a head, or words."""
@@ -112,7 +129,13 @@ class CsvTable:
         """A column with gaps, units or words in it."""
         loose = ledger.loosely(self._format)
         for cell, place in zip(column, places, strict=True):
-            said = cell.strip().strip('"')
+            if not cell:
+                continue
+            try:
+                loose.add(field, place, float(cell))
+                continue
+            except ValueError:
+                said = cell.strip().strip('"')
             if said.lower() in _EMPTY:
                 continue
             value = self._number(said)

@@ -111,7 +111,7 @@ class _Reading:
     def _refuse_binary(self, start: bytes) -> None:
         kind = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None)
         sample = start[:4096]
-        strange = sum(byte < 9 or 13 < byte < 27 or 27 < byte < 32 for byte in sample)
+        strange = sum(0 < byte < 8 or 13 < byte < 27 or 27 < byte < 32 for byte in sample)
         wide = start[:2] in (b"\xff\xfe", b"\xfe\xff") or sample.count(0) > 0.3 * len(sample)
         if kind is None and not wide and strange > 0.1 * len(sample) and len(sample) >= 32:
             kind = "binary"

@@ -74,7 +74,7 @@ def settings_in(text: str) -> dict[str, str]:
     """The settings that a line shows, each under one name however it was spelled.
 
     >>> settings_in("python train.py --learning-rate 3e-4 --fp16 --clip-norm=1.0")
-    {'lr': '3e-4', 'fp16': 'True', 'clip': '1.0'}
+    {'lr': '3e-4', 'clip': '1.0', 'fp16': 'True'}
     >>> settings_in("Namespace(optimizer='adamw', weight_decay=0.05)")
     {'optimizer': 'adamw', 'weight_decay': '0.05'}
     """
