@@ -121,6 +121,7 @@ def _clues(case: Case, where: Break, subject: str) -> Iterator[Clue]:
     yield from _of_the_rate(case, where)
     yield from _of_precision(case)
     yield from _of_terms(case)
+    yield from _of_parameters(case)
     yield from _of_messages(case)
 
 
@@ -272,6 +273,15 @@ def _of_terms(case: Case) -> Iterator[Clue]:
     elif len(broken) > 1 and not case.adversarial:
         text = f"all {len(broken)} terms break at once: what they share is broken"
         yield _clue("broken_terms", len(broken), text, {_UNSAFE: -0.8, _LR: 0.3})
+
+
+def _of_parameters(case: Case) -> Iterator[Clue]:
+    """Gradient norms of single parameters, some of which are no numbers."""
+    each = [c for c in case.columns if c.role is Role.GRADIENT_NORM and c.group]
+    bad = [c.name for c in each if not np.isfinite(c.values[-1])]
+    if bad and len(bad) < len(each):
+        text = f"of {len(each)} gradients only {', '.join(bad[:2])} is no number"
+        yield _clue("parameters", len(bad), text, {_UNSAFE: 0.7, _FP16: 0.5, _GROWTH: -0.7})
 
 
 def _of_messages(case: Case) -> Iterator[Clue]:

@@ -52,6 +52,9 @@ class ScaleHistory:
             rows += zip(map(int, before.lines[:1] - 1), before.values, before.steps, strict=False)
             told |= dict(zip(map(int, before.lines), map(float, before.steps), strict=True))
         known = {row[0] for row in rows}
+        first = next((m for m in run.messages if m.kind == "overflow"), None)
+        if first is not None and "attempted" in first.values:
+            rows.append((first.line - 1, first.values["attempted"], first.step))
         for message in run.messages:
             scale = _scale_after(message) if message.kind == "overflow" else math.nan
             if not math.isnan(scale) and message.line not in known:

@@ -72,7 +72,7 @@ def stuck(case: Case) -> Stuck | None:
 
 def _signs(case: Case) -> Iterator[Clue]:
     course = Course(case.loss) if case.loss is not None else None
-    if course is not None and course.size >= 4:
+    if course is not None and course.size >= 3:
         if course.fell or _much_below_before(course):
             return
         yield from _landmarks(case, course)
@@ -89,6 +89,8 @@ def _landmarks(case: Case, course: Course) -> Iterator[Clue]:
     if clamp is not None and float(np.mean(np.abs(course.values - usual) < 1e-3 * usual)) > 0.5:
         text = f"{name} stands at {clamp}"
         yield Clue(Evidence("level", usual, text), {_STUCK: 1.5, _LR: 0.6, _DEAD: 0.3})
+        return
+    if course.size < 4:
         return
     flat = abs(course.end - course.start) < 0.03 * abs(usual) and course.sigma < 0.03 * abs(usual)
     mark = untrained_near(usual)

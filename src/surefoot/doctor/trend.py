@@ -101,19 +101,23 @@ class Course:
 
     @property
     def left_its_valley(self) -> bool:
-        """Whether it ended far above its best: half of what it had gained is lost again."""
+        """Whether it ended far above its best: half of what it had gained is lost again.
+
+        Or a fifth, if it has doubled and rises to the end.
+        """
         if self.explodes:
             return True
         if self.size < 5 or self.best_at > self.size - 3:
             return False
-        after = self.smooth[self.best_at :]
-        loud = self.climb > 5 * max(self.smooth_sigma, 1e-12)
-        return bool(
-            loud
-            and self.climb > 0.5 * max(self.gain, 0.0)
-            and self.climb > 0.15 * abs(self.best)
-            and trend_share(after) > 0.1
-        )
+        rises = trend_share(self.smooth[self.best_at :])
+        share = self.climb / max(self.gain, 1e-12)
+        # The trend of a handful of values is all of their scatter; there it must be clear by itself.
+        few = self.size < 12
+        least = 0.0 if few and rises > 0.6 else 5 * self.smooth_sigma
+        loud = self.climb > max(least, 0.15 * abs(self.best), 1e-12)
+        half_lost = share > 0.5 and rises > 0.1
+        doubled = share > 0.2 and self.climb > abs(self.best) and rises > 0.5
+        return bool(loud and (half_lost or doubled))
 
     @property
     def explodes(self) -> bool:
@@ -167,7 +171,7 @@ class Course:
             return None
         left, right = float(self.smooth[:top].min()), float(self.smooth[top:].min())
         base, peak = max(left, right), float(self.smooth[top])
-        if peak - base <= max(8 * self.smooth_sigma, 0.25 * abs(base)) or peak <= self.start:
+        if peak - base <= max(6 * self.smooth_sigma, 0.25 * abs(base)) or peak <= self.start:
             return None
         high = np.flatnonzero(self.smooth > base + 0.35 * (peak - base))
         return Hump(int(high[0]), int(high[-1]), peak, left, over=bool(high[-1] < self.size - 1))

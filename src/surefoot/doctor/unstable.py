@@ -31,6 +31,8 @@ _PRIORS = {_LR: 1.0, _GROWTH: -0.7, _DATA: -1.0, _STUCK: -0.7, _UNKNOWN: 0.3}
 _PER_TOKEN = re.compile(r"ppl|perplexity|xent|nll|cross.?entropy|\blm\b|\bbpc\b", re.I)
 _WORST_GUESS = 20.0
 """Cross-entropy of guessing evenly among a million tokens, in bits: no vocabulary is larger."""
+_WORDS_ALONE = 7.0
+"""Cross-entropy in nats of knowing how frequent each word is and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Unstable:
     index: int
     kind: str
     """``left``: far above its best at the end; ``spike``: the log ends in one; ``absurd``: worse
-    than guessing throughout; ``erratic``: swings without falling while a metric gets worse."""
+    than guessing throughout; ``lost``: late in a run as good as untrained; ``erratic``: swings
+    without falling while a metric gets worse."""
     suspects: tuple[Suspect, ...]
 
     @property
@@ -80,6 +83,7 @@ _OF_KIND: dict[str, dict[RootCause, float]] = {
     "left": {_LR: 0.5, _STUCK: -0.3},
     "spike": {_UNKNOWN: 1.5},
     "absurd": {_LR: 1.0, _STUCK: 0.4},
+    "lost": {_UNKNOWN: 1.0, _STUCK: 0.6},
     "erratic": {_UNKNOWN: 1.0},
 }
 
@@ -100,6 +104,9 @@ def _kind(case: Case, course: Course) -> tuple[str, int, Evidence] | None:
             f"{name} jumped from {hump.base:.4g} to {hump.peak:.4g}, {left} values before the end"
         )
         return "spike", hump.first, Evidence("peak", hump.peak, text)
+    lost = _as_good_as_untrained(case, course)
+    if lost is not None:
+        return "lost", 0, lost
     metric = _getting_worse(case)
     if course.erratic and metric is not None:
         text = f"{name} swings between {course.values.min():.4g} and {course.values.max():.4g}"
@@ -122,6 +129,22 @@ def _worse_than_guessing(case: Case, course: Course) -> Evidence | None:
     if usual > 1e3 and rate is not None and rate.value >= 0.01 and course.size >= 3:
         return Evidence("level", usual, f"{course.column.name} is {usual:.4g} and does not fall")
     return None
+
+
+def _as_good_as_untrained(case: Case, course: Course) -> Evidence | None:
+    """Thousands of steps in, and still at the perplexity of the words' frequencies alone."""
+    late = course.size >= 5 and float(course.column.steps[0]) >= 2000
+    if not late or course.fell or case.from_the_start:
+        return None
+    usual = level(course.values)
+    perplexity = next((c for c in case.columns if re.search(r"ppl|perplexity", c.name, re.I)), None)
+    if perplexity is None or usual < _WORDS_ALONE:
+        return None
+    # In nats, and of one token, is what agrees with the perplexity beside it.
+    if abs(np.log(max(level(finite(perplexity).values), 1.0)) - usual) > 0.5:
+        return None
+    text = f"after {course.column.steps[0]:,.0f} steps {course.column.name} is {usual:.3g}"
+    return Evidence("level", usual, f"{text}, what the frequency of words alone gives")
 
 
 def _turn(course: Course) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +22,7 @@ __all__ = ["RULES"]
 @rule("SF701", "a sample that the log names as damaged")
 def named_sample(case: Case) -> Iterator[Finding]:
     """NaN in inputs or targets, or a file that cannot be read."""
-    told = case.said(BAD_INPUT)
+    told = case.said(BAD_INPUT) or _counted_as_bad(case)
     if told:
         yield _said(
             "SF701",
@@ -81,6 +82,16 @@ def periodic_spikes(case: Case) -> Iterator[Finding]:
         remedy=remedy_for(RootCause.BAD_DATA_OR_LABELS, case, 0),
         explains=("SF804",),
     )
+
+
+def _counted_as_bad(case: Case) -> list[Message]:
+    """Columns that count NaN in inputs, as if each had been said."""
+    said = re.compile(BAD_INPUT, re.I)
+    return [
+        Message("counted", int(c.lines[0]), f"{c.name}: {c.values[0]:g}", step=float(c.steps[0]))
+        for c in case.columns
+        if c.role is Role.OTHER and said.search(c.name.replace("_", " ")) and np.any(c.values > 0)
+    ]
 
 
 def _said(

@@ -101,7 +101,7 @@ def calibration(case: Case) -> Iterator[Finding]:
     history = case.scales
     if not history.overflows and not history.halvings:
         return
-    if _fell_to_nothing(history) or _ends_falling(history) or _floor(case):
+    if _fell_to_nothing(history) or _ends_falling(case) or _floor(case):
         return
     if history.scales.size and float(history.scales[-1]) <= 1 and history.overflows > 3:
         return
@@ -127,7 +127,7 @@ def calibration(case: Case) -> Iterator[Finding]:
 def falling_at_the_end(case: Case) -> Iterator[Finding]:
     """Two or more halvings in a row, then nothing: it may settle or collapse."""
     history = case.scales
-    if _fell_to_nothing(history) or not _ends_falling(history) or _floor(case):
+    if _fell_to_nothing(history) or not _ends_falling(case) or _floor(case):
         return
     last = float(history.scales[-1])
     yield Finding(
@@ -168,11 +168,14 @@ def _fell_to_nothing(history: ScaleHistory) -> bool:
     return bool(last <= 4.0 and falling >= 3 and top / last >= 8)
 
 
-def _ends_falling(history: ScaleHistory) -> bool:
-    scales = history.scales
-    if scales.size < 3 or float(scales[-1]) >= _HIGH:
+def _ends_falling(case: Case) -> bool:
+    """Whether the last scales are halvings at a low scale and the log has hardly a step more."""
+    history = case.scales
+    if history.scales.size < 3 or float(history.scales[-1]) >= _HIGH:
         return False
-    return bool(np.all(history.moves[-2:] < 0))
+    others = (c for c in case.columns if c.role is not Role.LOSS_SCALE)
+    after = max((int(np.sum(c.lines > history.lines[-1])) for c in others), default=0)
+    return bool(np.all(history.moves[-2:] < 0)) and after <= history.halvings
 
 
 def _beneath_the_collapse(case: Case, history: ScaleHistory) -> Finding:

@@ -10,6 +10,7 @@ import numpy as np
 from surefoot.doctor.case import DISCRIMINATOR, GENERATOR, Case, finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.known import clamp_near, untrained_near
+from surefoot.doctor.nonfinite import nonfinite
 from surefoot.doctor.robust import level
 from surefoot.doctor.rule import Blind, Rule, rule
 from surefoot.doctor.spot import spot
@@ -259,7 +260,8 @@ def _dominates(case: Case, terms: list[Column], order: np.ndarray, share: float)
         title=f"{top.name} is {share:.0%} of the loss; the other terms have no say",
         cause=RootCause.LOSS_TERM_DOMINATES,
         severity=Severity.WARNING,
-        confidence=0.6 if snapshot else 0.65,
+        # A share at one moment is weak beside a gradient that is no number.
+        confidence=0.3 if nonfinite(case) is not None else 0.6 if snapshot else 0.65,
         **spot(top),
         evidence=(
             Evidence("share", share, f"{top.name} {size:.4g} of {size / share:.4g}"),

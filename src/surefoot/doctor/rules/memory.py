@@ -108,6 +108,7 @@ def _grows(values: np.ndarray) -> bool:
 
 def _leak(case: Case, known: Column, role: Role) -> Finding:
     start, end = float(known.values[0]), float(known.values[-1])
+    factor = f"{end / start:.3g} times as much as at first" if start > 0 else f"from 0 to {end:.4g}"
     rise = slope(known.steps, known.values)
     where = "host" if role is Role.HOST_MEMORY else "device"
     killed = case.said(f"{OUT_OF_MEMORY}|{KILLED}") or case.of_kind("out_of_memory")
@@ -121,7 +122,7 @@ def _leak(case: Case, known: Column, role: Role) -> Finding:
         **spot(known),
         evidence=(
             Evidence("slope", rise, f"the slope is {pace}"),
-            Evidence("growth", end / start, f"{end / start:.3g} times as much as at first"),
+            Evidence("growth", end - start, factor),
         ),
         not_this=("not a cache that fills once: that levels off, this does not",),
         remedy=(

@@ -193,7 +193,7 @@ def _accuse(case: Case, code: str, cause: RootCause) -> Iterator[Finding]:
                 code=code,
                 title=_unstable_title(symptom, suspect),
                 cause=cause,
-                severity=Severity.CRITICAL if symptom.kind != "erratic" else Severity.WARNING,
+                severity=Severity.WARNING if symptom.kind == "erratic" else Severity.CRITICAL,
                 confidence=suspect.confidence,
                 **said_at(symptom),
                 evidence=suspect.evidence,
@@ -208,6 +208,7 @@ _WHAT = {
     "left": "{name} leaves its valley",
     "spike": "the log ends while {name} is far above its usual level",
     "absurd": "{name} is worse than guessing and does not fall",
+    "lost": "{name} is as bad as that of an untrained model",
     "erratic": "{name} swings and does not fall",
 }
 _BECAUSE = {
