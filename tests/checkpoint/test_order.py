@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from surefoot.checkpoint import CheckpointStore, SampleOrder, capture_rng, restore_rng
 from surefoot.data.quarantine import DataIncident, SafeLoader
 from surefoot.errors import CheckpointError, ConfigError, UsageError
+from surefoot.guard import Guard
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5))
 """Samples, batch size, processes."""
@@ -247,6 +248,20 @@ def test_a_loader_of_another_order_is_an_error() -> None:
     order = SampleOrder(8, batch_size=4)
     with pytest.raises(UsageError, match=r"gave more than the 2 batches .*batch_sampler=order"):
         list(order.batches(DataLoader(Noisy(8), batch_size=2)))
+
+
+def test_what_looks_ahead_on_the_way_does_not_count() -> None:
+    guard = Guard(model := nn.Linear(1, 1), torch.optim.SGD(model.parameters(), lr=0.1))
+    order = SampleOrder(8, batch_size=2)
+    state = torch.get_rng_state()
+    running = order.batches(DataLoader(torch.arange(8), batch_sampler=order), through=guard.batches)
+    next(running)
+    assert order.position == 1
+    assert len(list(running)) == 3
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (order.epoch, order.position) == (1, 0)
+    order.advance()
+    assert order.position == 1
 
 
 def test_a_loader_that_ends_early_does_not_end_the_epoch() -> None:

@@ -7,7 +7,7 @@ past has to be drawn again to go on from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -140,30 +140,48 @@ class SampleOrder(Sampler[Any]):
             self._offset = self._done = 0
         self._ended = False
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def batches(
+        self,
+        loader: Iterable[Batch],
+        *,
+        through: Callable[[Iterator[Batch]], Iterable[Batch]] | None = None,
+    ) -> Iterator[Batch]:
         """The batches of a loader that this is the sampler of, counted as they are handed out.
 
         They are what remains of the epoch; after its last batch the next epoch begins. The loader's
         own draw, from which its workers are seeded, leaves torch's random numbers as they were.
+
+        Args:
+            loader: gives the batches.
+            through: what they pass on their way, such as ``guard.batches``, which looks one ahead.
 
         Raises:
             UsageError: the loader gives batches that are not this order's.
         """
         self._counted, self._ended = True, False
         try:
-            for batch in self._started(loader):
-                if not self._left(self._offset):
-                    raise UsageError(
-                        f"SampleOrder.batches: the loader gave more than the {len(self)} batches "
-                        "of this order. Make it with DataLoader(..., batch_sampler=order)."
-                    )
-                self._offset = self._bounds(self._offset, 0)[1]
-                self._done += 1
+            started = self._started(loader)
+            for batch in through(started) if through else started:
+                self.advance()
                 yield batch
         finally:
             self._counted = False
         if not self._left(self._offset):
             self.set_epoch(self.epoch + 1)
+
+    def advance(self) -> None:
+        """Count one batch as had, where they are not taken through :meth:`batches`.
+
+        Raises:
+            UsageError: the epoch has no more.
+        """
+        if not self._left(self._offset):
+            raise UsageError(
+                f"SampleOrder: the loader gave more than the {len(self)} batches of this order. "
+                "Make it with DataLoader(..., batch_sampler=order)."
+            )
+        self._offset = self._bounds(self._offset, 0)[1]
+        self._done += 1
 
     def _started(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         state = torch.get_rng_state()

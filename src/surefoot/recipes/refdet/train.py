@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from surefoot import __version__
-from surefoot.checkpoint import Checkpoint, capture_rng, restore_rng
+from surefoot.checkpoint import Checkpoint, SampleOrder, SaveOutcome, capture_rng, restore_rng
 from surefoot.data import AeroEyes
-from surefoot.errors import ConfigError
+from surefoot.errors import CheckpointError, ConfigError
 from surefoot.guard import MemoryWatch
 from surefoot.recipes.hardware import (
     Amp,
@@ -39,6 +39,7 @@ from surefoot.recipes.refdet.sources import Sources, open_sources
 from surefoot.recipes.refdet.validate import Detector, Evaluation, calibrate, evaluate
 from surefoot.recipes.run_folder import CONFIG, FAILURES, new_run_folder, run_folder_of
 from surefoot.recipes.session import Session, find_checkpoint
+from surefoot.records import Verdict
 from surefoot.shapes import Episode
 
 __all__ = ["Outcome", "Run", "train", "train_on_folders"]
@@ -108,14 +109,21 @@ class Run:
         self.learner = Learner(config, self.plan, self.device, self.amp)
         self.finished_epochs = 0
         self.best: float | None = None
+        self._inexact: tuple[str, ...] = ()
         self.evaluation: Evaluation | None = None
-        self._loader = _loader(config, sources)
+        self._order = SampleOrder(
+            sources.episodes, batch_size=None, shuffle=False, seed=config.run.seed
+        )
+        self._loader = _loader(config, sources, self._order)
 
     # -- an epoch --------------------------------------------------------------------------------
 
     def train_epoch(self, epoch: int) -> None:
-        """Every episode of the epoch, one guarded micro-batch each."""
-        count = self._episodes_in(epoch)
+        """Every episode of the epoch that it has not had, one guarded micro-batch each."""
+        self._order.set_epoch(epoch)
+        count = self._episodes_in(epoch) - self._order.position
+        if not count:
+            return  # it was saved after its last step
         episodes = self._tried(self._episodes(epoch, count))
         learner, guard = self.learner, self.learner.guard
         title = f"Epoch {epoch + 1}/{self.plan.epochs}"
@@ -130,9 +138,12 @@ class Run:
                 sample_ids=episode.sample_ids,
                 recompute=partial(learner.terms, episode),
             )
+            self._order.advance()
             self.session.journal.write(record)
             bar.update(record)
             summary.add(record)
+            if self.session.save_due and record.verdict is not Verdict.ACCUMULATED:
+                self._save(None, best=False)
             if growth := self._memory.step():
                 self.session.journal.event("memory", **growth.to_dict())
                 self._say(*([""] if self.stream.isatty() else []), f"  {growth}")
@@ -167,8 +178,13 @@ class Run:
         return chain([first], episodes)
 
     def end_epoch(self, epoch: int) -> None:
-        """Measure and save, where it is their turn."""
+        """Measure and save, where it is their turn.
+
+        Raises:
+            CheckpointError: what the run has come to could not be saved.
+        """
         self.finished_epochs = epoch + 1
+        self._order.set_epoch(epoch + 1)
         run, last = self.config.run, self.finished_epochs == self.plan.epochs
         metric, better = None, False
         if self.sources.held_out and (last or self.finished_epochs % run.val_interval == 0):
@@ -177,7 +193,9 @@ class Run:
             better = self.best is None or metric > self.best
             self.best = metric if better else self.best
         if last or better or self.finished_epochs % run.save_interval == 0:
-            self._save(metric, best=better)
+            outcome = self._save(metric, best=better)
+            if last and not outcome.saved:
+                raise CheckpointError(outcome.problem, path=self.session.store.folder)
 
     def _say(self, *lines: str) -> None:
         self.stream.write("".join(f"{line}\n" for line in lines))
@@ -238,7 +256,11 @@ class Run:
         session = self._open_session(config.differences(TrainConfig.load(source / CONFIG)))
         session.journal.event("continued", epoch=self.finished_epochs, checkpoint=found.path.name)
         self._say(*(f"  passed over {one}" for one in rejected))
-        self._say(f"Going on from {found.path}, after epoch {self.finished_epochs}")
+        inside = f" and {done} episodes of the next" if (done := self._order.position) else ""
+        self._say(
+            f"Going on from {found.path}, after epoch {self.finished_epochs}{inside}",
+            *(f"  no longer exact: {line}" for line in self._inexact),
+        )
         return session
 
     def _open_session(self, changed: list[str]) -> Session:
@@ -257,6 +279,7 @@ class Run:
                 "settings": settings.to_dict(),
                 "changed": changed,
             },
+            say=self._say,
         )
         self._say(*self._headline(), *(f"  changed: {line}" for line in changed))
         return self.session
@@ -287,17 +310,21 @@ class Run:
         if learner.averaged is not None and "ema" in found.weights:
             learner.averaged.module.load_state_dict(found.load_weights("ema"))
         learner.load_state_dict(state["learner"])
-        restore_rng(state["rng"])
+        self._order.set_epoch(self.finished_epochs)
+        if "order" in state:  # checkpoints of old lie between two epochs and have none
+            self._inexact += self._order.load_state_dict(state["order"])
+        self._inexact += restore_rng(state["rng"])
 
-    def _save(self, metric: float | None, *, best: bool) -> None:
+    def _save(self, metric: float | None, *, best: bool) -> SaveOutcome:
         state = {
             "epoch": self.finished_epochs,
+            "order": self._order.state_dict(),
             "best": self.best,
             "learner": self.learner.state_dict(),
             "rng": capture_rng(),
         }
         guard = self.learner.guard
-        self.session.store.save(
+        return self.session.save(
             guard.applied_steps + guard.refused_steps,
             state,
             weights=self.learner.weights(),
@@ -307,11 +334,12 @@ class Run:
         )
 
 
-def _loader(config: TrainConfig, sources: Sources) -> DataLoader[Episode]:
+def _loader(config: TrainConfig, sources: Sources, order: SampleOrder) -> DataLoader[Episode]:
     workers = config.data.num_workers
     return DataLoader(
         sources.episodes,
         batch_size=None,
+        sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
