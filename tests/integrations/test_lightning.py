@@ -334,6 +334,12 @@ def test_misuse_is_answered_with_what_to_do():
     ):
         fit(Module(), GuardCallback(clip=1.0), gradient_clip_val=0.5)
 
+    class Engine(lightning.strategies.SingleDeviceStrategy):
+        handles_gradient_accumulation = True
+
+    with pytest.raises(UsageError, match="Engine takes its steps inside its own engine"):
+        fit(Module(), GuardCallback(), strategy=Engine("cpu"))
+
     class Guarded(Module):
         def configure_optimizers(self):
             optimizers, schedules = super().configure_optimizers()

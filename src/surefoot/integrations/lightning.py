@@ -78,7 +78,8 @@ class GuardCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """What an earlier ``fit`` has left is none of this one's."""
-        self._kept = []
+        if stage == "fit":
+            self._kept = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizers are there, and no checkpoint is loaded yet."""

@@ -40,9 +40,9 @@ def journal_path(wanted: Path | str | bool, folder: Path | str | None) -> Path |
 class RunReport:
     """Takes every record: into the journal, on the log if it was refused, into the last line.
 
-    A journal that can no longer be written is given up with an error on the log; the training is
-    worth more. Each further process of a distributed run writes a file of its own
-    (``journal.rank1.jsonl``) and keeps silent.
+    Lines that cannot be written are counted and left out, with an error on the log; the training is
+    worth more, and the disk may have room again later. Each further process of a distributed run
+    writes a file of its own (``journal.rank1.jsonl``) and keeps silent.
 
     Args:
         path: the journal; None for no journal. Its folder is made.
@@ -63,6 +63,7 @@ class RunReport:
             self.path = path.with_name(f"{path.stem}.rank{self._rank}{path.suffix}")
         self.applied = self.refused = self.rollbacks = 0
         self._causes = Counter[str]()
+        self._missing = 0
         self._closed = False
         self._journal = self._open({**run, "rank": self._rank})
 
@@ -73,10 +74,7 @@ class RunReport:
             Event.ROLLBACK_UNDONE in record.events
         )
         if self._journal is not None:
-            try:
-                self._journal.write(record, **extra)
-            except JournalError as problem:
-                self._give_up(problem)
+            self._append(self._journal, record, extra)
         if record.refused:
             self.refused += 1
             self._causes[record.cause.value] += 1
@@ -107,7 +105,18 @@ class RunReport:
                 self._journal.event("stopped", error=name, message=str(error))
             self._journal.close()
         except JournalError as problem:
-            self._give_up(problem)
+            self._complain(problem)
+
+    def _append(self, journal: JournalWriter, record: StepRecord, extra: dict[str, Any]) -> None:
+        try:
+            if self._missing:
+                journal.event("missing", lines=self._missing)
+                self._missing = 0
+            journal.write(record, **extra)
+        except JournalError as problem:
+            if not self._missing:
+                self._complain(problem)
+            self._missing += 1
 
     def _open(self, run: Mapping[str, Any]) -> JournalWriter | None:
         if self.path is None:
@@ -116,12 +125,11 @@ class RunReport:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return JournalWriter(self.path, run=run)
         except (JournalError, OSError) as problem:
-            self._give_up(problem)
+            self._complain(problem)
             return None
 
-    def _give_up(self, problem: Exception) -> None:
-        self._journal = None
-        _log.error("%s. The training goes on without a journal.", str(problem).rstrip("."))
+    def _complain(self, problem: Exception) -> None:
+        _log.error("%s. The training goes on without it.", str(problem).rstrip("."))
 
     def _tell(self, record: StepRecord) -> None:
         """The first refusals, then ever fewer; overflows of a loss scale are how it works."""
