@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surefoot.doctor.rule import Rule
 from surefoot.doctor.rules import (
+    adversarial,
     bookkeeping,
     data,
     gradients,
@@ -14,6 +15,7 @@ from surefoot.doctor.rules import (
     progress,
     scaler,
     schedule,
+    targets,
 )
 
 __all__ = ["RULES"]
@@ -23,6 +25,8 @@ _FAMILIES = (
     loss_scale,
     scaler,
     losses,
+    targets,
+    adversarial,
     gradients,
     schedule,
     memory,

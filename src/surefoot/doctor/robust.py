@@ -6,6 +6,7 @@ import numpy as np
 
 __all__ = [
     "condense",
+    "constant_since",
     "last_level",
     "level",
     "noise",
@@ -85,3 +86,11 @@ def trend_share(values: np.ndarray, points: int = 250) -> float:
         return 0.0
     left, right = np.triu_indices(values.size, k=1)
     return float(np.mean(np.sign(values[right] - values[left])))
+
+
+def constant_since(values: np.ndarray) -> tuple[float | None, int]:
+    """The value that the series ends on without ever changing again, and from which index."""
+    last = values[-1]
+    differ = np.flatnonzero(np.abs(values - last) > 1e-9 * max(1.0, abs(last)))
+    since = int(differ[-1]) + 1 if differ.size else 0
+    return float(last), since

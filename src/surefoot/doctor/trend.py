@@ -111,7 +111,7 @@ class Course:
             return False
         rises = trend_share(self.smooth[self.best_at :])
         share = self.climb / max(self.gain, 1e-12)
-        # The trend of a handful of values is all of their scatter; there it must be clear by itself.
+        # The trend of a handful of values is all of their scatter: it must be clear by itself.
         few = self.size < 12
         least = 0.0 if few and rises > 0.6 else 5 * self.smooth_sigma
         loud = self.climb > max(least, 0.15 * abs(self.best), 1e-12)

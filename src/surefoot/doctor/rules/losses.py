@@ -7,26 +7,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import DISCRIMINATOR, GENERATOR, Case, finite
+from surefoot.doctor.case import Case, finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.known import clamp_near, untrained_near
 from surefoot.doctor.nonfinite import nonfinite
-from surefoot.doctor.robust import level
+from surefoot.doctor.robust import constant_since, level
 from surefoot.doctor.rule import Blind, Rule, rule
 from surefoot.doctor.spot import spot
 from surefoot.doctor.stuck import stuck
 from surefoot.doctor.trend import Course
-from surefoot.doctor.units import mismatch, overlap_of_nothing
 from surefoot.journal.series import Column, Role
 
 __all__ = ["RULES"]
 
 _ANY_LOSS = (Role.LOSS, Role.TERM)
-_BELOW_ZERO = re.compile(
-    r"\b(elbo|wgan|wasser|hinge|reward|policy|act|likelihood|contrast|kl)", re.I
-)
-_CHANCE_D = 2 * np.log(2)
-_CHANCE_G = np.log(2)
 
 
 @rule("SF301", "a term that is exactly 0", Role.TERM)
@@ -53,7 +47,7 @@ def constant_loss(case: Case) -> Iterator[Finding]:
     known = finite(column)
     if known.values.size < 3:
         return
-    value, since = _constant_since(known.values)
+    value, since = constant_since(known.values)
     if value is None or known.values.size - since < max(3, 0.25 * known.values.size):
         return
     rows = known.values.size - since
@@ -105,95 +99,6 @@ def dominating_term(case: Case) -> Iterator[Finding | Blind]:
     yield _dominates(case, terms, order, share)
 
 
-@rule("SF306", "a loss below zero that cannot be", _ANY_LOSS)
-def below_zero(case: Case) -> Iterator[Finding]:
-    """A cross-entropy falls below 0 only where targets are no probabilities."""
-    column = case.loss
-    if column is None or case.adversarial or case.reinforced or _BELOW_ZERO.search(column.name):
-        return
-    known = finite(column)
-    classified = any("acc" in metric.name.lower() for metric in case.metrics)
-    named = re.search(r"bce|cross|xent|\bce\b|entropy", column.name, re.I)
-    negative = np.flatnonzero(known.values < 0)
-    if known.values.size < 3 or negative.size < max(2, 0.3 * known.values.size):
-        return
-    if not (classified or named) or not known.values[-1] < -0.5:
-        return
-    yield Finding(
-        code="SF306",
-        title=f"{column.name} falls to {known.values[-1]:.4g}: a cross-entropy is never below 0",
-        cause=RootCause.BAD_DATA_OR_LABELS,
-        severity=Severity.CRITICAL,
-        confidence=0.8,
-        **spot(known, negative[0]),
-        evidence=(
-            Evidence("last", float(known.values[-1]), f"its last value is {known.values[-1]:.4g}"),
-            Evidence("negative", int(negative.size), f"{negative.size} values are below 0"),
-        ),
-        not_this=("not progress: below 0 a smaller value means wilder outputs",),
-        remedy=(
-            "targets of a binary cross-entropy must lie in [0, 1]: divide masks by 255, map "
-            "labels {1, 2} or {-1, 1} to {0, 1}",
-            "several classes: integer labels with cross_entropy in place of binary targets",
-        ),
-        explains=("SF801", "SF805", "SF808"),
-    )
-
-
-@rule("SF307", "an adversarial pair that is out of balance", _ANY_LOSS)
-def out_of_balance(case: Case) -> Iterator[Finding | Blind]:
-    """One player wins for good: its partner learns nothing any more, or the pair drifts."""
-    if not case.adversarial:
-        return
-    pair = _players(case)
-    if pair is None:
-        yield Blind("the two losses are not logged side by side")
-        return
-    judge, maker = pair
-    if judge.values.min() < 0 or maker.values.min() < 0 or judge.values.size < 10:
-        yield Blind("losses below 0 or fewer than ten values: their balance has no known level")
-        return
-    late = slice(judge.values.size // 2, None)
-    d_late, g_late = level(judge.values[late]), level(maker.values[late])
-    facts = (
-        Evidence("discriminator", d_late, f"{judge.name}: median {d_late:.3g} in the second half"),
-        Evidence("generator", g_late, f"{maker.name}: median {g_late:.3g} in the second half"),
-        Evidence("balance", _CHANCE_D, "an even game stands at 2 ln 2 = 1.386 and ln 2 = 0.693"),
-    )
-    place = spot(judge, judge.values.size // 2)
-    if d_late < 0.02 and g_late > 4:
-        yield Finding(
-            code="SF307",
-            title=f"{judge.name} is nearly 0: the discriminator has won",
-            cause=RootCause.PLATEAU_OR_COLLAPSE,
-            severity=Severity.CRITICAL,
-            confidence=0.7,
-            evidence=facts,
-            not_this=("not convergence: in a game that goes on neither loss falls to 0",),
-            remedy=(
-                "discriminator learning rate: a quarter of the generator's",
-                "R1 gradient penalty with weight 10, or spectral normalisation",
-            ),
-            **place,
-        )
-    elif d_late > 1.15 * _CHANCE_D and g_late < 0.6 * _CHANCE_G:
-        yield Finding(
-            code="SF307",
-            title="the discriminator is worse than guessing: the pair drifts out of balance",
-            cause=RootCause.UNKNOWN,
-            severity=Severity.WARNING,
-            confidence=0.6,
-            evidence=facts,
-            not_this=(
-                "not plateau_or_collapse: both losses still move; whether the images are worse "
-                "cannot be told from losses",
-            ),
-            remedy=("one more discriminator step for each step of the generator",),
-            log_next=("FID or another measure of the samples, every epoch", "a grid of samples"),
-            **place,
-        )
-
-
 def _all_zero(column: Column) -> bool:
     return bool(column.values.size and np.all(column.values == 0.0))
 
@@ -233,14 +138,6 @@ def _dead(case: Case, column: Column, dies_at: int | None) -> Finding:
         ),
         log_next=("the weight of every term",),
     )
-
-
-def _constant_since(values: np.ndarray) -> tuple[float | None, int]:
-    """The value that the series ends on without ever changing again, and from which index."""
-    last = values[-1]
-    differ = np.flatnonzero(np.abs(values - last) > 1e-9 * max(1.0, abs(last)))
-    since = int(differ[-1]) + 1 if differ.size else 0
-    return float(last), since
 
 
 def _zero_gradient(case: Case) -> tuple[Evidence, ...]:
@@ -290,82 +187,4 @@ def _flag(name: str) -> str:
     return f"--{stem}-weight"
 
 
-def _players(case: Case) -> tuple[Column, Column] | None:
-    """Discriminator and generator loss, finite and of one length."""
-    columns = [finite(c) for c in case.columns if c.role in (Role.LOSS, Role.TERM)]
-    judge = next((c for c in columns if DISCRIMINATOR.search(c.name)), None)
-    maker = next((c for c in columns if GENERATOR.search(c.name)), None)
-    if judge is None or maker is None or judge.values.size != maker.values.size:
-        return None
-    return (judge, maker) if judge.values.size else None
-
-
-@rule("SF304", "boxes that never overlap their targets", _ANY_LOSS)
-def without_overlap(case: Case) -> Iterator[Finding]:
-    """At an IoU of exactly 0 the overlap has no gradient: the box loss cannot pull."""
-    column = overlap_of_nothing(case)
-    boxes = [c for c in case.terms if re.search(r"box|iou|reg", c.name, re.I)]
-    if column is None or not boxes or _all_zero(boxes[0]):
-        return
-    term = boxes[0]
-    yield Finding(
-        code="SF304",
-        title=f"{term.name} has nothing to learn from: the IoU is 0 on every line",
-        cause=RootCause.DEAD_LOSS,
-        severity=Severity.CRITICAL,
-        confidence=0.7,
-        **spot(term),
-        evidence=(
-            Evidence("iou", 0.0, f"{column.values.size} values of {column.name}, all exactly 0"),
-            Evidence("term", level(finite(term).values), f"{term.name} stays at its size"),
-        ),
-        not_this=("not loss_term_dominates: no weight makes a gradient out of none",),
-        remedy=(
-            "decode the outputs to the unit of the targets before the loss: anchor + offset x "
-            "stride; softplus or exp for distances, so that every box is valid",
-        ),
-        explains=("SF301",),
-    )
-
-
-@rule("SF305", "predictions and targets of different size")
-def different_units(case: Case) -> Iterator[Finding]:
-    """What the model puts out and what it is compared with are not in the same unit."""
-    found = mismatch(case)
-    if found is None:
-        return
-    predicted, wanted = found.predicted, found.wanted
-    reach = float(np.max(np.abs(finite(predicted).values)))
-    aim = float(np.max(np.abs(finite(wanted).values)))
-    yield Finding(
-        code="SF305",
-        title=f"predictions reach {reach:.4g}, targets {aim:.4g}: they are not in the same unit",
-        cause=RootCause.WRONG_DECODING_OR_TARGETS,
-        severity=Severity.CRITICAL,
-        confidence=0.75,
-        **spot(predicted),
-        evidence=(
-            Evidence("ratio", found.ratio, f"a ratio of {found.ratio:.2g}"),
-            Evidence(
-                "predicted", reach, f"{predicted.section or predicted.name}: up to {reach:.4g}"
-            ),
-            Evidence("wanted", aim, f"{wanted.section or wanted.name}: up to {aim:.4g}"),
-        ),
-        not_this=("not lr_too_high, nor a matter of loss weights: no step mends a unit",),
-        remedy=(
-            "decode predictions and targets with one function, used by training, validation and "
-            "export alike",
-            "test it: encode then decode a box gives the box again",
-        ),
-    )
-
-
-RULES: tuple[Rule, ...] = (
-    dead_term,
-    without_overlap,
-    different_units,
-    constant_loss,
-    dominating_term,
-    below_zero,
-    out_of_balance,
-)
+RULES: tuple[Rule, ...] = (dead_term, constant_loss, dominating_term)
