@@ -233,7 +233,7 @@ def _draft(parts: Sequence[Points], name: str = "") -> Draft:
         places, values = places[order], values[order]
     first = max(parts, key=lambda p: len(p.places))
     field = first.field
-    hint = hint_for(first.format, field.name)
+    hint = hint_for(first.format, field.name) if field.what == "value" else None
     steps = first.steps if len(parts) == 1 else None
     draft = Draft(
         name or field.name,
@@ -248,7 +248,7 @@ def _draft(parts: Sequence[Points], name: str = "") -> Draft:
         hint,
     )
     if field.what == "epoch":
-        draft.why = "the epoch, beside the step"
+        draft.why, draft.counter = "the epoch, beside the step", True
     return draft
 
 

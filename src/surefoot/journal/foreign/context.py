@@ -15,6 +15,7 @@ __all__ = ["Head", "Heading", "head_of", "heading_of", "row_of"]
 
 _RULERS = "=-—–*#~─━_ \t[]"
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9/&() _-]{5,59}")
+_SHORT = {"E": "epoch", "#": "step"}
 _STARTS = re.compile(r"(?:^|[\s(])[-+.]?\d")
 _WIDE = re.compile(r"\S {2,}\S")
 _BARS = re.compile(r"[|│┃]")
@@ -109,9 +110,8 @@ def _cell_fields(text: str, found: re.Match[str], name: str) -> Iterator[Field]:
     words = frozenset(tokens(name))
     if words and words <= IGNORED:
         return
-    what = (
-        counter_of(name) if found["number"].lstrip("+").isdigit() or "." in found["number"] else ""
-    )
+    counts = found["number"].lstrip("+").isdigit() or "." in found["number"]
+    what = (_SHORT.get(name) or counter_of(name)) if counts else ""
     unit = unit_of(found["unit"] or "", memory=bool(words & _MEMORY))
     where = side(tuple(words))
     where = where if where == "validation" else ""

@@ -37,5 +37,7 @@ class Dialect:
     """Finds its lines, and no others; JSON lines and heads of tables included."""
     hints: Mapping[str, Hint] = field(default_factory=dict)
     """By name in lower case."""
+    rest: Hint | None = None
+    """What every other name means."""
     read: Callable[[str], Reading | None] = read_line
     """Numbers and names of a line, or None where it holds nothing to read."""

@@ -28,6 +28,8 @@ class Draft:
     steps: np.ndarray | None = None
     """Where the file told them with the values; else the clock does."""
     hint: Hint | None = None
+    counter: bool = False
+    """Whether it counts, and measures nothing."""
     role: Role = Role.OTHER
     why: str = ""
     group: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -19,7 +20,10 @@ _NOT_LOSSES = bag(
 _WEIGHTED = frozenset({"ultralytics"})
 """Formats whose terms are printed with their weights in."""
 _ERRORS = bag("mse rmse mae rmsle mlogloss")
+_MANY, _ENOUGH = 8, 3
+"""Columns of which each combination is tried, where the whole has enough values to tell."""
 _FAR = 64
+_LOOKED_AT = 512
 """Lines that the terms may stand from their sum."""
 
 
@@ -52,6 +56,7 @@ def settle_losses(drafts: list[Draft]) -> None:
     for where in ("", "validation"):
         ours = [d for d in drafts if d.side == where]
         wholes = [d for d in ours if d.role is Role.LOSS]
+        _bare_sides(ours, drafts)
         if not any(d.role in (Role.LOSS, Role.TERM) for d in ours):
             wholes = [d for d in ours if d.role is Role.METRIC and d.words & _ERRORS][:1]
             for one in wholes:
@@ -74,6 +79,23 @@ def settle_losses(drafts: list[Draft]) -> None:
                 one.role = Role.VALIDATION_LOSS
 
 
+def _bare_sides(ours: Sequence[Draft], drafts: Sequence[Draft]) -> None:
+    """``Train: 0.4, Val: 0.3`` are losses, or metrics where a loss is named."""
+    named = any(d.role is Role.LOSS for d in drafts)
+    for one in ours:
+        if (
+            one.role is Role.OTHER
+            and one.words
+            and one.words <= TRAIN | VALIDATION
+            and not one.unit
+        ):
+            why = "named by its side alone"
+            if named:
+                one.take(Role.METRIC, f"{why}, beside a loss", better="higher")
+            else:
+                one.take(Role.LOSS, f"{why}; taken for the loss")
+
+
 def _settle_whole(
     whole: Draft, wholes: Sequence[Draft], terms: Sequence[Draft], ours: Sequence[Draft]
 ) -> None:
@@ -81,21 +103,33 @@ def _settle_whole(
     for other in wholes:
         if other is not whole:
             other.take(Role.OTHER, f"another reading of the loss; {whole.name!r} is the one taken")
-    rest = [t for t in terms if t is not whole]
-    more = [d for d in ours if d.role is Role.OTHER and d.origin == whole.origin and not d.unit]
-    more = [d for d in more if not d.name.endswith("(average)") and (d.values >= 0).all()]
-    if rest and _sums(whole, rest):
-        whole.why += f"; the sum of {_listed(rest)}"
-        return
-    if len(rest) + len(more) > 1 and more and _sums(whole, [*rest, *more]):
-        whole.why += f"; the sum of {_listed([*rest, *more])}"
-        for one in more:
-            one.take(Role.TERM, f"adds up to {whole.name!r} together with the others")
+    parts = _adding_up(whole, [t for t in terms if t is not whole], ours)
+    if parts:
+        whole.why += f"; the sum of {_listed(parts)}"
+        for one in parts:
+            if one.role is Role.OTHER:
+                one.take(Role.TERM, f"adds up to {whole.name!r} together with the others")
         return
     if whole.words & TOTAL and whole.section:
         for one in ours:
             if one.role is Role.OTHER and one.section == whole.section and not one.unit:
                 one.take(Role.TERM, f"stands below {whole.name!r} under one heading")
+
+
+def _adding_up(whole: Draft, terms: list[Draft], ours: Sequence[Draft]) -> list[Draft]:
+    """The columns that add up to the whole: the terms, or with them others on the same lines."""
+    if _sums(whole, terms):
+        return terms
+    more = [d for d in ours if d.role is Role.OTHER and d.origin == whole.origin and not d.unit]
+    more = [d for d in more if not d.counter and not d.name.endswith("(average)")]
+    more = [d for d in more if (d.values >= 0).all()]
+    if len(more) > _MANY or len(whole.values) < _ENOUGH:
+        return [*terms, *more] if more and _sums(whole, [*terms, *more]) else []
+    for count in range(len(more), 0, -1):
+        for some in combinations(more, count):
+            if _sums(whole, [*terms, *some]):
+                return [*terms, *some]
+    return []
 
 
 def _chosen(wholes: Sequence[Draft]) -> Draft:
@@ -122,14 +156,15 @@ def _sums(whole: Draft, parts: Sequence[Draft]) -> bool:
     n = len(whole.values)
     if n == 0 or len(parts) < 2 or any(len(p.values) != n for p in parts):
         return False
-    if any(np.abs(p.places - whole.places).max() > _FAR for p in parts):
+    some = np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64)
+    if any(np.abs(p.places[some] - whole.places[some]).max() > _FAR for p in parts):
         return False
+    total = whole.values[some]
     with np.errstate(invalid="ignore", over="ignore"):
-        added = np.sum([p.values for p in parts], axis=0)
-        off = np.abs(added - whole.values)
-        fits = off <= 2e-3 * np.abs(whole.values) + 2e-4 * len(parts)
-    known = np.isfinite(added) & np.isfinite(whole.values)
-    telling = known & (np.abs(whole.values) > 0)
+        added = np.sum([p.values[some] for p in parts], axis=0)
+        off = np.abs(added - total)
+        fits = off <= 2e-3 * np.abs(total) + 2e-4 * len(parts)
+    telling = np.isfinite(added) & np.isfinite(total) & (np.abs(total) > 0)
     return bool(telling.any()) and bool(fits[telling].mean() >= 0.8)
 
 

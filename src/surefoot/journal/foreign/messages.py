@@ -117,7 +117,8 @@ _RULES = _rules(
     ("timeout", r"(?i)watchdog caught collective|nccl.*time ?d? ?out|collective operation timeout"),
     (
         "stopped",
-        r"(?i)early stopp(?:ing|ed)|training (?:was )?(?:interrupted|aborted|stopped)"
+        r"(?i)early stopp(?:ing|ed)|\bexploding, abort|training (?:was )?(?:interrupted|aborted"
+        r"|stopped)"
         r"|KeyboardInterrupt",
     ),
     (
@@ -136,7 +137,7 @@ _RULES = _rules(
 _SUSPECT = re.compile(
     r"(?i)overflow|minimum|at min|inf |nan|unscale|memory|alloc|EXHAUSTED|kill|signal|exit|bus err"
     r"|finite|diverged|encountered|scheduler|tried to|assert|cud|cublas|error|exception|skip|resum"
-    r"|loaded|continuing|restore|nccl|collective|stop|interrupt|corrupt|premature|truncat|labels"
+    r"|loaded|continuing|restore|nccl|collective|stop|abort|interrupt|corrupt|premature|truncat|labels"
     r"|fail|inf/|infinite|scale is none|called"
 )
 

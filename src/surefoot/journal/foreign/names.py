@@ -13,6 +13,7 @@ _OPENERS = " \t\"'`[({<~≈\x01"
 _MARKS = ":="
 _BREAK = re.compile(r"[,;|{}\[\]\t\"'`:=│┃║←→⇒➜✓✔✗❌⚠\x01]|[ ]{2,}|[ ][-–—*•][ ]|[ ]->[ ]")
 _CELL = re.compile(r"[|│┃]\s*([A-Za-z][^|│┃:=]*?)\s*[|│┃]$")
+_NORM = re.compile(r"(?:\|{1,2}|‖)(?:g|grad|∇\w*)(?:\|{1,2}|‖)(?:_2)?\s*[=:]?$")
 _LEAD = re.compile(r"^[^A-Za-z_√Δ‖|]+")
 _QUALIFIERS = (
     TRAIN
@@ -55,12 +56,14 @@ def name_before(left: str) -> Name:
     named = core.rstrip(": =\t→>" if core.endswith("->") else ": =\t→")
     if (cell := _CELL.search(core)) is not None:
         return Name(cell[1].strip()[-MAX_NAME:], "", True, opened)
+    if (norm := _NORM.search(core)) is not None:
+        return Name(norm[0].rstrip("=: "), "", True, opened)
     sure = any(c in core[len(named) :] for c in ":=→>")
     if sure and named and named[-1] in "\"'`":
         begin = named.rfind(named[-1], 0, len(named) - 1)
         return Name(named[begin + 1 : -1].strip()[:MAX_NAME], named[: max(begin, 0)], sure, opened)
     text, label = _last_clause(named)
-    if not sure:
+    if not sure and not (label[-1:] in ("\t", "|") and re.fullmatch(r"[A-Za-z]\w{1,23}", text)):
         text = _known_tail(text)
     return Name(text[-MAX_NAME:], label, sure, opened)
 

@@ -14,10 +14,10 @@ from surefoot.journal.series import Role
 
 __all__ = ["settle"]
 
-_MEMORY = bag("mem memory vram ram rss gpumem allocated reserved maxmem uss pss")
-_HOST = bag("ram rss host cpu system sys uss pss vms process virtual rampercent")
+_MEMORY = bag("mem memory vram ram rss gpumem cpumem allocated reserved maxmem uss pss")
+_HOST = bag("cpumem ram rss host cpu system sys uss pss vms process virtual rampercent")
 _NOT_USED = bag("free available total limit capacity")
-_DEVICE = bag("gpu cuda device vram hbm mps")
+_DEVICE = bag("gpumem gpu cuda device vram hbm mps")
 _TIME = bag("time dt elapsed duration secs seconds took latency wall")
 _PER = bag("step iter iteration batch it")
 _GRAD = bag("grad gradient gradients gnorm gradnorm grads")
@@ -106,6 +106,9 @@ def _powers(values: np.ndarray) -> bool:
 def _norm(draft: Draft, words: frozenset[str], kinds: frozenset[str]) -> bool:
     section = draft.section.lower()
     under = "grad" in section and "norm" in section
+    if draft.name.strip("|‖_2") in ("g", "grad"):
+        draft.take(Role.GRADIENT_NORM, "written as the norm of a gradient")
+        return True
     norm = words & {"norm", "gnorm", "gradnorm", "norms", "l2"}
     counted = words & {
         "accumulation",
@@ -116,7 +119,7 @@ def _norm(draft: Draft, words: frozenset[str], kinds: frozenset[str]) -> bool:
         "count",
         "num",
     }
-    if counted or "scale" in words or "threshold" in words:
+    if counted or words & {"scale", "param", "parameter"} or "threshold" in words:
         return False
     if words & {"gnorm", "gradnorm"} or (norm and words & _GRAD):
         why = "named like a gradient norm"

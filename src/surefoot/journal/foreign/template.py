@@ -48,7 +48,7 @@ def pattern_of(reading: Reading) -> bytes:
     for number in NUMBER.finditer(blanked(text, spans)):
         start, end = number.span("number")
         if not covered.intersection(range(start, end)):
-            taken.append((start, end, "loose"))
+            taken.append((start, end, "grouped" if number["comma"] else "loose"))
     pattern, place = bytearray(), 0
     for start, end, kind in sorted(taken):
         if start < place or end > len(text):
@@ -63,6 +63,8 @@ def pattern_of(reading: Reading) -> bytes:
 def _varying(text: str, kind: str) -> bytes:
     if kind in _CAPTURED:
         return _BLANKS + b"(" + _CAPTURED[kind] + b")"
+    if kind == "grouped":
+        return _BLANKS + _COMMAS
     if kind == "loose":
         return _BLANKS + _PLAIN.replace(rb"(?![\d.#])", b"")
     if kind == "shape":

@@ -63,7 +63,7 @@ _HIGHER = bag(
 )
 LOWER = bag(
     "ppl perplexity error err wer cer mae mse rmse mape fid kid lpips bpc bpb bpp epe abserr "
-    "gnll rmsle logppl"
+    "gnll bpd rmsle logppl"
 )
 METRICS = _HIGHER | LOWER
 RATES = bag(
@@ -86,7 +86,8 @@ KNOWN = (
     | RATES
     | bag(
         "lr lrate rate norm gnorm gradnorm scale scaler memory mem vram ram rss time dt grad "
-        "gradient gradients skipped mfu clip loss throughput momentum mom elapsed data batchtime "
+        "gradient gradients gpumem cpumem skipped mfu clip loss throughput momentum mom elapsed "
+        "data batchtime "
         "lossscale"
     )
 ) - {"is", "all", "s", "t", "data", "hit", "hits", "em", "return", "ar"}

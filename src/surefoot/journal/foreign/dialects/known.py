@@ -8,8 +8,10 @@ from functools import lru_cache
 from surefoot.journal.foreign.dialect import Dialect, Hint
 from surefoot.journal.foreign.dialects.arrows import ARROWS
 from surefoot.journal.foreign.dialects.caffe import CAFFE
+from surefoot.journal.foreign.dialects.darknet import DARKNET
 from surefoot.journal.foreign.dialects.detectron import DETECTRON
 from surefoot.journal.foreign.dialects.fairseq import FAIRSEQ
+from surefoot.journal.foreign.dialects.gans import CYCLEGAN
 from surefoot.journal.foreign.dialects.keras import KERAS
 from surefoot.journal.foreign.dialects.lightning import LIGHTNING
 from surefoot.journal.foreign.dialects.megatron import DEEPSPEED, MEGATRON
@@ -17,6 +19,8 @@ from surefoot.journal.foreign.dialects.mxnet import MXNET
 from surefoot.journal.foreign.dialects.nanogpt import NANOGPT
 from surefoot.journal.foreign.dialects.openmmlab import OPENMMLAB
 from surefoot.journal.foreign.dialects.own import OWN
+from surefoot.journal.foreign.dialects.paddle import PADDLE
+from surefoot.journal.foreign.dialects.speech import ESPNET, MARIAN
 from surefoot.journal.foreign.dialects.transformers import ACTIVATIONS, TRANSFORMERS
 from surefoot.journal.foreign.dialects.ultralytics import ULTRALYTICS
 from surefoot.journal.foreign.dialects.vision_loops import TIMM, TORCHVISION
@@ -39,6 +43,11 @@ DIALECTS: tuple[Dialect, ...] = (
     KERAS,
     CAFFE,
     MXNET,
+    DARKNET,
+    ESPNET,
+    MARIAN,
+    PADDLE,
+    CYCLEGAN,
     ACTIVATIONS,
     ARROWS,
 )
@@ -72,4 +81,4 @@ def _format_of(names: tuple[str, ...]) -> str:
 def hint_for(format: str, name: str) -> Hint | None:
     """What a name means in a format, where the format has something to say about it."""
     said = next((d for d in DIALECTS if d.name == format), None)
-    return said.hints.get(name.lower()) if said is not None else None
+    return said.hints.get(name.lower(), said.rest) if said is not None else None

@@ -31,7 +31,7 @@ def _metric(what: str) -> Hint:
 ULTRALYTICS = Dialect(
     name="ultralytics",
     sign=re.compile(
-        r"^\s*Epoch\s+GPU_mem\b|^\s*Class\s+Images\s+Instances|\"train/(?:box|cls|dfl|seg|pose|obj)_loss\""
+        r"^\s*Epoch\s+(?:GPU_mem|gpu_mem)\b|^\s*Class\s+Images\s+(?:Instances|Labels|Targets)\b|\"train/(?:box|cls|dfl|seg|pose|obj)_loss\""
         r"|\"metrics/(?:mAP50|precision)"
     ),
     read=_head,
@@ -42,6 +42,12 @@ ULTRALYTICS = Dialect(
         "map50-95)": _metric("mean average precision at IoU 0.5 to 0.95"),
         "map50-95": _metric("mean average precision at IoU 0.5 to 0.95"),
         "time": Hint(role=Role.OTHER, why="seconds since the beginning", unit="seconds"),
+        "p": _metric("precision"),
+        "map@.5": _metric("mean average precision at IoU 0.5"),
+        "map@.5:.95": _metric("mean average precision at IoU 0.5 to 0.95"),
+        **{name: Hint(role=Role.TERM, why="a term, weighted") for name in ("box", "obj", "cls")},
+        "labels": Hint(role=Role.OTHER, why="boxes in the batch"),
+        "img_size": Hint(role=Role.OTHER, why="side of the images"),
         "instances": Hint(role=Role.OTHER, why="boxes in the batch"),
         "images": Hint(role=Role.OTHER, why="images of the validation"),
         "size": Hint(role=Role.OTHER, why="side of the images"),
