@@ -102,7 +102,7 @@ def print_table(judged: Sequence[Judged]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy of the doctor on labelled real logs.")
-    shared = Path(os.environ.get("SUREFOOT_SHARED", "shared"))
+    shared = Path(os.environ.get("SUREFOOT_SHARED", "../shared"))
     parser.add_argument("--logs", type=Path, default=shared / "logs")
     parser.add_argument("--half", choices=("all", "even", "odd"), default="all")
     parser.add_argument("--misses", action="store_true", help="list the logs that it gets wrong")

@@ -73,7 +73,7 @@ class JournalError(SurefootError):
 class TrainingDiverged(SurefootError):
     """The guard gave up: too many refusals or rollbacks, or a policy that asks to stop.
 
-    ``record`` is the step that made it; ``diagnosis`` says what happened before it, a sentence each.
+    ``record`` is the step that made it; ``diagnosis`` says what came before it, a sentence each.
     """
 
     def __init__(

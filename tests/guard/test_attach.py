@@ -62,6 +62,7 @@ def test_the_record_names_the_parameter_once_and_the_loop_still_sees_its_gradien
         "Inf in 4.weight (Inf)"
     ]
     assert all(p.grad is not None for p in model.parameters())
+    assert said[0].events == (Event.BUFFERS_RESTORED,)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -192,7 +192,7 @@ class Stepper:
             gradients_kept=self.gradients_kept,
             gradients_touched=micro.touched,
             rate_jumped=self.tally.rate_jumps(rates, self._policy.window_warmup),
-            micro_batches=micro.micro_batches,
+            micro_batches=micro.micro_batches or 1,
             accumulate=accumulate,
             sample_ids=tuple(micro.sample_ids),
             rank=torch.distributed.get_rank() if self.together else 0,
