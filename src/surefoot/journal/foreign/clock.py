@@ -71,7 +71,7 @@ def clock_of(points: Sequence[Points], starts: Sequence[int], resumes: Sequence[
 def _from_steps(steps: Track, epochs: Track | None) -> Clock:
     values, falls = steps.values, steps.falls()
     clock = Clock(steps.places, values, total=steps.total)
-    if epochs is not None:
+    if epochs is not None and not steps.across:
         epoch = np.floor(carried(epochs, steps.places))
         turns = np.flatnonzero(np.diff(epoch) > 0)
         inner = len(turns) > 0 and bool((values[turns + 1] <= values[turns]).mean() >= 0.5)
@@ -123,7 +123,7 @@ def _split(clock: Clock, starts: Sequence[int], resumes: Sequence[int]) -> None:
         if not went_on and (value <= first or len(started)):
             clock.begins.append(int(started[0]) if len(started) else after)
             first = value
-        else:
+        elif not went_on:
             clock.resumed.append(after)
 
 

@@ -17,6 +17,7 @@ MAX_NUMBERS = 2**24
 """Numbers that are held of one file, at most 256 MiB with their places; of more, every second row
 is let go."""
 MAX_SETTINGS = 512
+_Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +39,12 @@ class Loose:
     """Numbers that came one by one, by field: for lines that are never twice the same."""
 
     format: str
-    values: dict[tuple[str, str, str], tuple[Field, list[int], list[float]]] = field(
-        default_factory=dict
-    )
-    blocks: dict[tuple[str, str, str], list[tuple[np.ndarray, np.ndarray]]] = field(
-        default_factory=dict
-    )
+    values: dict[_Key, tuple[Field, list[int], list[float]]] = field(default_factory=dict)
+    blocks: dict[_Key, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
     def add(self, one: Field, place: int, value: float) -> None:
         """Take a number."""
-        key = (one.name, one.what, one.side)
+        key = (one.name, one.what, one.side, one.section)
         found = self.values.get(key)
         if found is None:
             if len(self.values) >= 4096:
@@ -60,7 +57,7 @@ class Loose:
         """Take N numbers at N places."""
         if places:
             self.add(one, places[0], values[0])
-            found = self.values.get((one.name, one.what, one.side))
+            found = self.values.get((one.name, one.what, one.side, one.section))
             if found is not None:
                 found[1].extend(places[1:])
                 found[2].extend(values[1:])

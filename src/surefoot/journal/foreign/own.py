@@ -44,8 +44,7 @@ class OwnJournal:
         self.ledger = ledger
         self._loose = ledger.loosely("surefoot")
         self._fields = dict[str, Field]()
-        self._step = Field(0, 0, "step", "step")
-        self._clip = math.nan
+        self._step = Field(0, 0, "global_step", "step")
 
     def feed(self, lines: list[bytes], place: int) -> None:
         """Read lines, the first of which stands at ``place``."""
@@ -99,10 +98,11 @@ class OwnJournal:
     def _term(self, term: list[Any], place: int) -> None:
         raw, weight = _number(term[1]), _number(term[2])
         name = str(term[0])[:80]
-        self._loose.add(self._field(f"term {name}"), place, raw)
-        self._loose.add(self._field(f"weighted term {name}"), place, raw * weight)
+        add = self._loose.add
+        add(Field(0, 0, name, section="loss terms"), place, raw)
+        add(Field(0, 0, name, section="weighted loss terms"), place, raw * weight)
         if len(term) > 3 and math.isfinite(norm := _number(term[3])):
-            self._loose.add(self._field(f"gradient of term {name}"), place, norm)
+            add(Field(0, 0, name, section="gradient norms of loss terms"), place, norm)
 
     def _clipping(self, values: Mapping[str, Any], place: int) -> None:
         cut, norm = _number(values.get("clip_coefficient")), _number(values.get("grad_norm"))

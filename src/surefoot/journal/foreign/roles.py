@@ -307,6 +307,9 @@ def _groups(drafts: Sequence[Draft]) -> None:
     for draft in drafts:
         if draft.group:
             continue
+        if draft.section.startswith("weighted "):
+            draft.group = "weighted"
+            continue
         draft.group = draft.side or side(tuple(draft.words))
         index = re.search(r"(?:\[|pg|group_?|lr_?)(\d+)\]?$", draft.name)
         if draft.role is Role.LEARNING_RATE and index is not None:

@@ -90,12 +90,12 @@ class _Scan:
             name = name_before(self.text[max(place, begin - _REACH) : begin])
             said, unit, comma = found["number"], found["unit"] or "", found["comma"] or ""
             if said[-1] == "." and not self.text[end : end + 1].strip():
-                said, end = said[:-1], end - 1
+                said = said[:-1]  # the end of a sentence
             if comma[:2] == "0," and not name.sure:
                 said, unit, comma = said.partition(",")[0], "", ""
                 end = begin + len(said)
             left = self.text[place:begin]
-            place = end if said != found["number"] else found.end()
+            place = end if comma != (found["comma"] or "") else found.end()
             yield _Number(begin, end, said, unit, bool(comma), left, name)
             if self.found and self.found[-1].what in COUNTERS and self.found[-1].end == end:
                 place = self._total(place)

@@ -28,6 +28,7 @@ _VARYING = {
     rb"|[^\x00-\x7f]++(?:[ ]?+[^\x00-\x7f]++)*+)",
 }
 _CAPTURED = {"plain": _PLAIN, "comma": _COMMAS, "quick": _QUICK}
+_UNUSUAL = frozenset("tTyY#")
 _LETTERS = frozenset("-+.0123456789eEnNaAiIfFtTyY#")
 Match = Callable[[bytes], re.Match[bytes] | None]
 
@@ -54,7 +55,8 @@ def pattern_of(reading: Reading) -> bytes:
         if start < place or end > len(text):
             continue
         pattern += _literal(text[place:start].rstrip(" \t"))
-        quick = kind == "plain" and text[end : end + 1] not in _LETTERS
+        usual = kind == "plain" and not _UNUSUAL & set(text[start:end])
+        quick = usual and text[end : end + 1] not in _LETTERS
         pattern += _varying(text[start:end], "quick" if quick else kind)
         place = end
     return bytes(pattern + _literal(text[place:]) + rb"\s*+")

@@ -39,6 +39,11 @@ class Track:
         return bool((self.values == np.floor(self.values)).all())
 
     @property
+    def across(self) -> bool:
+        """Whether its name says that it counts across epochs."""
+        return bool({"global", "updates", "total"} & set(tokens(self.name)))
+
+    @property
     def rank(self) -> int:
         """How likely such a counter is the one of the steps: 0 to 3."""
         if self.what == "lead":
@@ -71,15 +76,9 @@ def main_steps(points: Sequence[Points]) -> Track | None:
         return None
     most = max(len(t.places) * (1 + 9 * t.valued) for t in tracks)
     often = [t for t in tracks if 5 * len(t.places) * (1 + 9 * t.valued) >= most]
-    best = max(often, key=lambda t: (t.rank, _as_total(t), len(t.places)))
+    best = max(often, key=lambda t: (t.rank, t.across, t.name == "iteration", len(t.places)))
     others = [t for t in tracks if t.what == best.what == "step"]
     return _with_others(best, others)
-
-
-def _as_total(track: Track) -> bool:
-    """Whether the name says that it counts across epochs."""
-    words = set(tokens(track.name))
-    return bool(words & {"global", "num", "updates", "total", "iteration"})
 
 
 def _counts_up(track: Track) -> bool:
