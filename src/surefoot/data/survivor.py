@@ -297,8 +297,9 @@ def _options_of(loader: DataLoader[Any]) -> dict[str, Any]:
         "num_workers": loader.num_workers,
         "collate_fn": as_is,
         "pin_memory": loader.pin_memory,
-        "in_order": loader.in_order,
     }
+    if hasattr(loader, "in_order"):  # not in every torch that there is
+        options["in_order"] = loader.in_order
     if loader.num_workers:
         options |= {
             "multiprocessing_context": loader.multiprocessing_context,
