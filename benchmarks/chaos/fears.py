@@ -76,6 +76,14 @@ def _state(plan: Plan) -> list[Fault]:
             expect=Expect.of("rolled_back", range(plan.steps - 1, plan.steps + 1), any_place),
             text=NANS,
         ),
+        *_finite(plan),
+    ]
+
+
+def _finite(plan: Plan) -> list[Fault]:
+    at = plan.at
+    soon = range(at, at + 60)
+    return [
         Fault(
             key="24",
             title="a weight of the first layer set to 1e30",

@@ -92,7 +92,7 @@ def _serve(pipe: Any, rank: int, size: int, folder: Path) -> None:
         faulthandler.dump_traceback_later(0.8 * _PATIENCE, file=stacks)
         try:
             pipe.send((True, scenario(rank, **settings)))
-        except BaseException:
+        except Exception:
             pipe.send((False, traceback.format_exc()))
         faulthandler.cancel_dump_traceback_later()
 

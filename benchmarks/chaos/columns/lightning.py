@@ -50,9 +50,8 @@ class Lightning(Column):
                 run.metric(self.global_step, loss)
                 return loss
 
-            if run.misuse:
-
-                def on_after_backward(self) -> None:
+            def on_after_backward(self) -> None:
+                if run.misuse:
                     nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
         callbacks: list[Any] = [*self.callbacks(run)]

@@ -72,16 +72,9 @@ def attach(
 weight (Inf); the model's own input was not finite: Inf in input[0]
     """
     inner = _innermost(optimizer)
-    if isinstance(inner, torch.optim.LBFGS):
-        raise UsageError(
-            "surefoot.attach: LBFGS computes gradients many times inside one step, where nothing "
-            "can be judged beforehand. Use another optimizer, or Guard around each evaluation."
-        )
-    if _KEY in inner.__dict__:
-        raise UsageError(
-            "surefoot.attach: this optimizer is guarded already; detach() the first attachment."
-        )
-    model, policy = model or nn.Module(), policy or Policy()
+    _refuse_others(inner)
+    # Not "model or": a compiled module has a length that raises.
+    model, policy = nn.Module() if model is None else model, policy or Policy()
     stepper = Stepper(
         model,
         inner,
@@ -93,6 +86,18 @@ weight (Inf); the model's own input was not finite: Inf in input[0]
     )
     scale = ForeignScale(inner, scaler, policy, stepper.table.device)
     return Attachment(stepper, scale, scaler, on_record)
+
+
+def _refuse_others(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError(
+            "surefoot.attach: LBFGS computes gradients many times inside one step, where nothing "
+            "can be judged beforehand. Use another optimizer, or Guard around each evaluation."
+        )
+    if _KEY in optimizer.__dict__:
+        raise UsageError(
+            "surefoot.attach: this optimizer is guarded already; detach() the first attachment."
+        )
 
 
 class Attachment:
