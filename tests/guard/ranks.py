@@ -92,8 +92,9 @@ def _serve(pipe: Any, rank: int, size: int, folder: Path) -> None:
         faulthandler.dump_traceback_later(0.8 * _PATIENCE, file=stacks)
         try:
             pipe.send((True, scenario(rank, **settings)))
-        except Exception:
+        except BaseException:
             pipe.send((False, traceback.format_exc()))
+            raise
         faulthandler.cancel_dump_traceback_later()
 
 
