@@ -14,6 +14,7 @@ from surefoot.guard.guard import Guard
 from surefoot.guard.memory import Growth, MemoryReading, MemoryWatch
 from surefoot.guard.policy import Policy
 from surefoot.guard.replay import Replay, replay
+from surefoot.guard.stall import Stall, StallWatch
 
 __all__ = [
     "AdaptiveClip",
@@ -28,6 +29,8 @@ __all__ = [
     "PercentileClip",
     "Policy",
     "Replay",
+    "Stall",
+    "StallWatch",
     "ValueClip",
     "ZScoreClip",
     "attach",
