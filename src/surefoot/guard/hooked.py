@@ -38,6 +38,9 @@ class HookedStep:
     def apply(self, gradients: Sequence[Tensor], divisor: float, unit: float) -> None:
         """See :class:`~surefoot.guard.apply.Hand`."""
         self._open.enter_context(self._rates())
+        theirs = self._optimizer.__dict__.get("found_inf")
+        if isinstance(theirs, Tensor) and theirs.ndim:  # ShardedGradScaler's; the kernel wants 0-d
+            self._lend("found_inf", theirs.reshape(()))
         if divisor == 1.0:
             return
         if self._folds:

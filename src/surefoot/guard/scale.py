@@ -117,4 +117,11 @@ class ForeignScale:
         return self._one if self.skipped else self._optimizer.__dict__.get("found_inf")
 
     def update(self, *, overflow: Tensor, freeze: Tensor) -> None:
-        """The scaler's own business."""
+        """The scaler moves by itself, but by what it saw on this rank alone: where the gradient was
+        bad on another one its scale would part from theirs. It is told here.
+        """
+        if self._scaler is None:
+            return
+        seen = self._scaler._per_optimizer_states[id(self._optimizer)]["found_inf_per_device"]
+        for found in seen.values():
+            found.copy_(torch.maximum(found, overflow.to(found)))
