@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import PIL.Image
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,3 +66,12 @@ def shared() -> Path:
             return folder
     looked = " or ".join(str(folder) for folder in folders)
     pytest.skip(f"shared data not found at {looked}; set SUREFOOT_SHARED")
+
+
+_OPEN = PIL.Image.open
+
+
+@pytest.fixture(autouse=True)
+def _pillow_as_users_have_it() -> None:
+    """Importing Ultralytics puts a function of its own in the place of Pillow's, for everybody."""
+    PIL.Image.open = _OPEN
