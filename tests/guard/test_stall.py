@@ -127,6 +127,8 @@ def test_the_report_holds_the_stacks_of_all_threads(clock):
     assert report.index("Thread MainThread (") < report.index("Thread the loader (")
     assert "Thread looker (" not in report
     assert str(looked[0]) in report
+    assert looked[0].to_dict()["stacks"] in report
+    assert (looked[0].to_dict()["seconds"], looked[0].to_dict()["usual"]) == (60.0, None)
     assert "the_report_holds_the_stacks" in looked[0].waiting.line
 
 

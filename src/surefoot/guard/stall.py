@@ -30,6 +30,8 @@ _REMEMBERED = 64
 _MANY = 20.0
 """So many usual steps without one are a stall, however long a step takes."""
 _NAME = "surefoot stall watch"
+_GIVE_UP = 10.0
+"""Seconds; a report that goes to a disk that has gone away must not hold up the end as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,15 @@ class Stall:
     def __str__(self) -> str:
         usual = "" if math.isnan(self.usual) else f"; one usually takes {_span(self.usual)}"
         return f"no step for {_span(self.seconds)}{usual}. The loop waits in {self.waiting}"
+
+    def to_dict(self) -> dict[str, float | str | None]:
+        """Plain values for a journal; a usual length that is not known is None."""
+        return {
+            "seconds": self.seconds,
+            "usual": None if math.isnan(self.usual) else self.usual,
+            "waits_in": str(self.waiting),
+            "stacks": self.stacks,
+        }
 
     def report(self) -> str:
         """The sentence, and the stacks under it."""
@@ -134,10 +145,10 @@ class StallWatch:
         return self
 
     def stop(self) -> None:
-        """Look no longer; the thread is gone when this returns."""
+        """Look no longer; the thread is gone when this returns, if ``on_stall`` returns."""
         if self._thread is not None:
             self._end.set()
-            self._thread.join()
+            self._thread.join(_GIVE_UP)
             self._thread = None
 
     @property

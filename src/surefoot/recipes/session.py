@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from surefoot.checkpoint import Checkpoint, CheckpointStore, Rejected, SaveOutcome
 from surefoot.errors import CheckpointError, JournalError, TrainingDiverged
+from surefoot.guard import Stall, StallWatch
 from surefoot.journal import JournalWriter
 from surefoot.recipes.run_folder import CHECKPOINTS, CONFIG, JOURNAL
 from surefoot.records import StepRecord
@@ -55,6 +56,8 @@ class Session:
         self._say = say or (lambda line: sys.stderr.write(f"{line}\n"))
         writer = JournalWriter(folder / JOURNAL, run={"recipe": recipe, **run})
         self.journal = PatientJournal(writer, self._say)
+        self.stalls = StallWatch(on_stall=self._stalled)
+        """Told of every step; it looks while the session is open."""
         self._recipe, self._clock, self._saved_at = recipe, clock, clock()
 
     @property
@@ -79,7 +82,12 @@ class Session:
             self._say(f"  {outcome}")
         return outcome
 
+    def _stalled(self, stall: Stall) -> None:
+        self._say(f"  {stall}; the journal has all stacks")
+        self.journal.event("stalled", **stall.to_dict())
+
     def __enter__(self) -> Self:
+        self.stalls.start()
         return self
 
     def __exit__(
@@ -88,6 +96,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stalls.stop()
         if isinstance(error, KeyboardInterrupt | TrainingDiverged):
             error.add_note(self.where_to_go_on())
         if error is not None:

@@ -81,7 +81,8 @@ def train(config: TrainConfig, sources: Sources, *, stream: TextIO | None = None
     with run.open(), torch.autograd.set_detect_anomaly(config.run.debug_mode):
         for epoch in range(run.finished_epochs, run.plan.epochs):
             run.train_epoch(epoch)
-            run.end_epoch(epoch)
+            with run.session.stalls.paused():
+                run.end_epoch(epoch)
     return Outcome(
         folder=run.folder,
         detector=run.detector(),
@@ -140,6 +141,7 @@ class Run:
             )
             self._order.advance()
             self.session.journal.write(record)
+            self.session.stalls.step()
             bar.update(record)
             summary.add(record)
             if self.session.save_due and record.verdict is not Verdict.ACCUMULATED:
