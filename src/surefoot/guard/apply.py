@@ -24,6 +24,7 @@ __all__ = [
     "apply_folded",
     "apply_plain",
     "decides_on_device",
+    "device_of",
     "divide",
     "folds",
     "seed_momentum",
@@ -47,7 +48,12 @@ def folds(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def decides_on_device(optimizer: torch.optim.Optimizer, decide: str, device: torch.device) -> bool:
+def device_of(optimizer: torch.optim.Optimizer) -> torch.device:
+    """Where the first parameter is; a group may be empty."""
+    return next(p.device for group in optimizer.param_groups for p in group["params"])
+
+
+def decides_on_device(optimizer: torch.optim.Optimizer, decide: str) -> bool:
     """Whether the verdict falls on the device: ``"auto"`` takes it where it can, not on the CPU.
 
     Raises:
@@ -55,7 +61,7 @@ def decides_on_device(optimizer: torch.optim.Optimizer, decide: str, device: tor
     """
     if decide not in ("auto", "host", "device"):
         raise ConfigError(f"decide={decide!r}: 'auto', 'host' or 'device'.")
-    can = folds(optimizer)
+    can, device = folds(optimizer), device_of(optimizer)
     if decide == "device" and not can:
         raise ConfigError(
             f"decide='device': {type(optimizer).__name__} cannot be refused on the device; that "

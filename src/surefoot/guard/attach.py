@@ -80,7 +80,7 @@ weight (Inf); the model's own input was not finite: Inf in input[0]
         inner,
         clip=as_clip(clip),
         policy=policy,
-        on_device=decides_on_device(inner, decide, inner.param_groups[0]["params"][0].device),
+        on_device=decides_on_device(inner, decide),
         together=trains_together(model) or several_ranks(),
         repair=True,
     )
@@ -194,9 +194,11 @@ class Attachment:
         closures = [a for a in (*args, *kwargs.values()) if callable(a)]
         if not closures:
             return None
+        told = self._window.micro_batches
         with torch.enable_grad():
-            loss = closures[0]()
-        if isinstance(loss, float) or (isinstance(loss, Tensor) and loss.numel() == 1):
+            loss: Any = closures[0]()
+        number = isinstance(loss, float) or (isinstance(loss, Tensor) and loss.numel() == 1)
+        if number and self._window.micro_batches == told:  # it did not tell its loss itself
             self.observe(loss)
         known = lambda a: (lambda: loss) if callable(a) else a  # noqa: E731
         return tuple(map(known, args)), {name: known(a) for name, a in kwargs.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surefoot.errors import ConfigError, UsageError
 from surefoot.guard.accumulation import Accumulation, as_terms
-from surefoot.guard.apply import decides_on_device
+from surefoot.guard.apply import decides_on_device, device_of
 from surefoot.guard.arrival import LazyRecord
 from surefoot.guard.clip import Clip, as_clip
 from surefoot.guard.kept import Recompute
@@ -84,7 +84,7 @@ model's own input was not finite: NaN in input[0]
             raise ConfigError(f"accumulate={accumulate}: micro-batches per step, at least 1.")
         if amp is not None and amp not in _AMP:
             raise ConfigError(f"amp={amp!r}: 'bf16', 'fp16' or None.")
-        device = optimizer.param_groups[0]["params"][0].device
+        device = device_of(optimizer)
         self.policy = policy or Policy()
         self._device, self._replicated = device, replicated_parts(model)
         together = trains_together(model)
@@ -95,7 +95,7 @@ model's own input was not finite: NaN in input[0]
             optimizer,
             clip=as_clip(clip),
             policy=self.policy,
-            on_device=decides_on_device(optimizer, decide, device),
+            on_device=decides_on_device(optimizer, decide),
             together=together,
         )
         self._scale = LossScale(self.policy, device) if amp == "fp16" else None
