@@ -15,7 +15,7 @@ import numpy as np
 from surefoot.doctor.scales import ScaleHistory
 from surefoot.journal.series import Column, LoggedRun, Message, Role
 
-__all__ = ["DISCRIMINATOR", "GENERATOR", "Case", "finite"]
+__all__ = ["DISCRIMINATOR", "GENERATOR", "Case", "finite", "from_the_start"]
 
 _BEYOND = 1e100
 """As good as infinite; squares and differences of it are still numbers."""
@@ -145,11 +145,7 @@ class Case:
     def from_the_start(self) -> bool:
         """Whether the log shows the first steps of training, as far as its steps tell."""
         column = self.loss or next(iter(self.terms), None)
-        if column is None or not column.steps.size:
-            return False
-        first, last = column.steps[0], column.steps[-1]
-        interval = float(np.median(np.diff(column.steps))) if column.steps.size > 1 else 1.0
-        return bool(first <= max(1.0, 2 * interval, 0.02 * last))
+        return column is not None and from_the_start(column)
 
     def setting(self, *names: str) -> float | None:
         """A number of the configuration that the log shows."""
@@ -194,6 +190,15 @@ class Case:
         if not hidden.any():
             return loss
         return replace(loss, values=np.where(hidden, np.nan, loss.values))
+
+
+def from_the_start(column: Column) -> bool:
+    """Whether its first value is one of the first of the training, as far as its steps tell."""
+    if not column.steps.size:
+        return False
+    first, last = column.steps[0], column.steps[-1]
+    interval = float(np.median(np.diff(column.steps))) if column.steps.size > 1 else 1.0
+    return bool(first <= max(1.0, 2 * interval, 0.02 * last))
 
 
 def _bad_lines(columns: Iterable[Column]) -> np.ndarray:

@@ -209,9 +209,10 @@ def _of_the_gradient(case: Case, where: Break, subject: str) -> Iterator[Clue]:
         text = "the gradient's norm is no number from its first value on, before the loss"
         yield _clue("gradient_first", "nan", text, {_LR: -1.5, _GROWTH: -1.0, _UNKNOWN: 0.6})
     norms = norms[np.isfinite(norms)]
-    if norms.size < 3:
+    usual = level(norms)
+    if norms.size < 3 or usual <= 0:
         return
-    usual, last = level(norms), float(np.max(norms[-3:]))
+    last = float(np.max(norms[-3:]))
     if last > 5 * usual:
         text = f"the gradient's norm had grown from {usual:.3g} to {last:.3g}"
         yield _clue("gradient_growth", last / usual, text, {_GROWTH: 1.6, _LR: 0.8, _UNSAFE: -0.3})

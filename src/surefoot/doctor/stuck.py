@@ -72,6 +72,9 @@ def stuck(case: Case) -> Stuck | None:
 
 def _signs(case: Case) -> Iterator[Clue]:
     course = Course(case.loss) if case.loss is not None else None
+    if course is not None and (blown := _blown_up(case, course)) is not None:
+        yield blown
+        return
     if course is not None and course.size >= 3:
         if course.fell or _much_below_before(course):
             return
@@ -80,6 +83,19 @@ def _signs(case: Case) -> Iterator[Clue]:
         yield from _saturated(case, course)
     yield from _chance(case, course)
     yield from _constant_metric(case)
+
+
+def _blown_up(case: Case, course: Course) -> Clue | None:
+    """Thrown far above its start by the first steps, and back to where it began, no better."""
+    if not case.from_the_start or course.size < 8:
+        return None
+    first = float(course.values[0])
+    early = course.values[: max(5, course.size // 3)]
+    peak = float(np.max(early))
+    if first <= 0 or peak < 3 * first or not course.end > 0.85 * first:
+        return None
+    text = f"the first steps threw it from {first:.4g} to {peak:.4g}; it is no better at the end"
+    return Clue(Evidence("peak", peak, text), {_LR: 2.2, _STUCK: 0.4})
 
 
 def _landmarks(case: Case, course: Course) -> Iterator[Clue]:
@@ -159,8 +175,8 @@ def _chance(case: Case, course: Course | None) -> Iterator[Clue]:
         rising = trend_share(share) > 0.3 and share[-1] > 1.15 * max(float(share[0]), 1e-9)
         if rising:
             continue
-        guessed = course is not None and abs(usual * np.exp(level(course.values)) - 1.0) < 0.35
-        if guessed and 0 < usual < 0.9:
+        loss = level(course.values) if course is not None else 0.0
+        if loss > 0.6 and 0 < usual < 0.6 and abs(usual * np.exp(loss) - 1.0) < 0.35:
             text = f"{column.name} is {usual:.3g}: with that loss it is guessing"
             yield Clue(Evidence("accuracy", usual, text), {_STUCK: 1.0, _DEAD: 0.2})
             return

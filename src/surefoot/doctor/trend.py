@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from surefoot.doctor.case import finite
+from surefoot.doctor.case import finite, from_the_start
 from surefoot.doctor.robust import level, noise, running_median, trend_share
 from surefoot.journal.series import Column
 
@@ -101,29 +101,44 @@ class Course:
 
     @property
     def left_its_valley(self) -> bool:
-        """Whether it ended far above its best: half of what it had gained is lost again.
+        """Whether it ended far above its best, for good.
 
-        Or a fifth, if it has doubled and rises to the end.
+        Half of what it had gained is lost again, or a fifth if it has doubled; and the values
+        after the turn stand above those before it, not among them.
         """
         if self.explodes:
             return True
-        if self.size < 5 or self.best_at > self.size - 3:
+        if self.size < 5 or self.climb <= 0.15 * abs(self.best):
             return False
-        rises = trend_share(self.smooth[self.best_at :])
         share = self.climb / max(self.gain, 1e-12)
-        # The trend of a handful of values is all of their scatter: it must be clear by itself.
-        few = self.size < 12
-        least = 0.0 if few and rises > 0.6 else 5 * self.smooth_sigma
-        loud = self.climb > max(least, 0.15 * abs(self.best), 1e-12)
-        half_lost = share > 0.5 and rises > 0.1
-        doubled = share > 0.2 and self.climb > abs(self.best) and rises > 0.5
-        return bool(loud and (half_lost or doubled))
+        doubled = share > 0.2 and self.climb > abs(self.best)
+        return bool((share > 0.5 or doubled) and self._parted())
+
+    def _parted(self) -> bool:
+        """Whether the values part in two: those up to a turn, and higher ones after it.
+
+        What a log from the first step has before its loss had fallen halfway does not count.
+        """
+        above = np.flatnonzero(self.smooth[self.best_at :] > self.best + 0.5 * self.climb)
+        if not above.size:
+            return False
+        turn = self.best_at + int(above[0])
+        fell = from_the_start(self.column) and self.gain > 3 * self.smooth_sigma
+        settled = int(np.argmax(self.smooth <= self.best + 0.5 * self.gain)) if fell else 0
+        low, high = self.smooth[settled:turn], self.smooth[turn:]
+        if low.size < 3:
+            rises = self.size >= 5 and trend_share(self.values[self.best_at :]) > 0.8
+            return bool(rises or (high.size >= 3 and high.min() > 3 * np.max(low, initial=0.0)))
+        least = max(3, min(2 * self.width, self.size // 8))
+        return bool(high.size >= least and np.quantile(high, 0.1) > np.quantile(low, 0.95))
 
     @property
     def explodes(self) -> bool:
-        """Whether it grows by factors from value to value, to ten times its best and more."""
+        """Whether it grows from value to value, ten times and more, above all that was before."""
         tail = self.values[self.best_at :] if self.width == 1 else self.smooth[self.best_at :]
         if tail.size < 3 or self.best <= 0 or tail[-1] < 10 * self.best:
+            return False
+        if tail[-1] < 2 * float(np.max(self.values[: self.best_at + 1])):
             return False
         return bool(np.mean(np.diff(tail) > 0) > 0.7)
 
@@ -186,7 +201,11 @@ class Course:
 
     @cached_property
     def _threshold(self) -> np.ndarray:
-        return self._base + np.maximum(_LOUD * self.sigma, 0.3 * np.abs(self._base))
+        beyond = np.maximum(_LOUD * self.sigma, 0.3 * np.abs(self._base))
+        if self.size >= 40:
+            # Of heavy tails a tenth of the values tells the size; a spike is rarer than that.
+            beyond = np.maximum(beyond, 4.0 * np.quantile(self.values - self._base, 0.9))
+        return self._base + beyond
 
     @cached_property
     def _loud(self) -> np.ndarray:

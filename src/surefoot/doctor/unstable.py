@@ -16,7 +16,7 @@ from surefoot.doctor.known import clamp_near
 from surefoot.doctor.nonfinite import nonfinite
 from surefoot.doctor.rates import rate_at
 from surefoot.doctor.robust import level, trend_share
-from surefoot.doctor.trend import Course
+from surefoot.doctor.trend import Course, Hump
 from surefoot.journal.series import Column, Role
 
 __all__ = ["Unstable", "unstable"]
@@ -96,7 +96,7 @@ def _kind(case: Case, course: Course) -> tuple[str, int, Evidence] | None:
     if course.left_its_valley:
         text = f"{name} fell to {course.best:.4g} and ends at {end:.4g}"
         return "left", _turn(course), Evidence("climb", course.climb, text)
-    open_humps = [hump for hump in course.humps if not hump.over]
+    open_humps = [hump for hump in course.humps if not hump.over and _far_out(course, hump)]
     if open_humps and course.size >= 5:
         hump = open_humps[-1]
         left = course.size - hump.first
@@ -112,6 +112,12 @@ def _kind(case: Case, course: Course) -> tuple[str, int, Evidence] | None:
         text = f"{name} swings between {course.values.min():.4g} and {course.values.max():.4g}"
         return "erratic", 0, Evidence("swing", float(np.ptp(course.values)), f"{text}; {metric}")
     return None
+
+
+def _far_out(course: Course, hump: Hump) -> bool:
+    """Whether a hump at the end is more than the noise of one value."""
+    before = float(np.max(course.values[max(0, hump.first - 20) : hump.first]))
+    return hump.peak > (1.5 if hump.length >= 2 else 3.0) * before
 
 
 def _worse_than_guessing(case: Case, course: Course) -> Evidence | None:

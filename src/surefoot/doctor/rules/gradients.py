@@ -31,7 +31,12 @@ def growing(case: Case) -> Iterator[Finding | Blind]:
     start = level(values[: max(3, values.size // 3)])
     end = last_level(values)
     # Norms are high while the learning rate warms up; what is above that at the end has grown.
-    grown = end > 8 * start and end > 3 * float(np.max(values[: max(1, values.size // 5)]))
+    apart = np.min(values[-3:]) > np.quantile(values[:-3], 0.95) if values.size > 3 else True
+    grown = apart and (
+        start > 0
+        and end > 8 * start
+        and end > 3 * float(np.max(values[: max(1, values.size // 5)]))
+    )
     course = Course(case.loss) if case.loss is not None else None
     if not grown or (course is not None and course.size >= 5 and _still_falling(course)):
         return
@@ -127,7 +132,10 @@ def lone_spikes(case: Case) -> Iterator[Finding | Blind]:
         return
     usual = level(norms.values)
     after_warm_up = np.arange(norms.values.size) >= max(2, 0.05 * norms.values.size)
-    high = np.flatnonzero((norms.values > 30 * usual) & after_warm_up)
+    # A tail that is heavy but without a gap is how single samples are.
+    calm = norms.values[norms.values <= 30 * usual]
+    gap = 8 * float(np.quantile(calm, 0.95)) if calm.size else 0.0
+    high = np.flatnonzero((norms.values > max(30 * usual, gap)) & after_warm_up)
     if not high.size or high.size > 0.25 * norms.values.size or usual <= 0:
         return
     if norms.values.size - 1 - high[-1] < 1 and last_level(norms.values) > 5 * usual:

@@ -165,7 +165,7 @@ def _fell_to_nothing(history: ScaleHistory) -> bool:
     if last < 1.0:
         return bool(last <= top / 4 and late and not grew_since)
     falling = int(np.sum(history.moves[-4:] < 0))
-    return bool(last <= 4.0 and falling >= 3 and top / last >= 8)
+    return bool(last <= 4.0 and falling >= 3 and top >= 8 * last)
 
 
 def _ends_falling(case: Case) -> bool:

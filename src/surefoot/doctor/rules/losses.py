@@ -94,7 +94,8 @@ def dominating_term(case: Case) -> Iterator[Finding | Blind]:
     top = terms[int(order[0])]
     snapshot = rows <= 3
     drowned = share > 0.9 or (len(terms) >= 3 and share > 0.6 and ratio > 5)
-    if not drowned or (not snapshot and Course(top).fell):
+    seen = snapshot or (case.from_the_start and not Course(top).fell)
+    if not drowned or not seen:
         return
     yield _dominates(case, terms, order, share)
 

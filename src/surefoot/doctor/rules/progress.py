@@ -98,8 +98,8 @@ def overfitting(case: Case) -> Iterator[Finding | Blind]:
         code="SF807",
         title=f"the validation loss rises by {rise:.0%} from its best, the training loss falls on",
         cause=RootCause.OVERFITTING,
-        severity=Severity.WARNING if rise > 0.15 else Severity.NOTE,
-        confidence=0.8 if rise > 0.15 else 0.4,
+        severity=Severity.WARNING if rise > 0.25 else Severity.NOTE,
+        confidence=0.8 if rise > 0.25 else 0.5,
         **spot(held.column, best),
         evidence=(
             Evidence("best", held.best, f"best validation loss {held.best:.4g}"),
@@ -189,6 +189,7 @@ def _accuse(case: Case, code: str, cause: RootCause) -> Iterator[Finding]:
     symptom = unstable(case)
     for suspect in symptom.suspects[:3] if symptom is not None else ():
         if symptom is not None and suspect.cause is cause:
+            unsure = cause is RootCause.UNKNOWN
             yield Finding(
                 code=code,
                 title=_unstable_title(symptom, suspect),
@@ -199,7 +200,7 @@ def _accuse(case: Case, code: str, cause: RootCause) -> Iterator[Finding]:
                 evidence=suspect.evidence,
                 not_this=suspect.not_this,
                 remedy=remedy_for(cause, case, symptom.line),
-                log_next=log_next_for(case) if suspect.confidence < 0.5 else (),
+                log_next=log_next_for(case) if unsure or suspect.confidence < 0.5 else (),
                 explains=("SF806",) if cause is RootCause.LR_TOO_HIGH else (),
             )
 
@@ -245,6 +246,7 @@ def _stuck(case: Case, code: str, cause: RootCause) -> Iterator[Finding]:
                     "learning rate: try ten times less and ten times more",
                 ),
                 log_next=log_next_for(case)[:2],
+                explains=("SF804", "SF404") if cause is RootCause.LR_TOO_HIGH else (),
             )
 
 
@@ -255,9 +257,13 @@ def _stuck_title(symptom: Stuck, suspect: Suspect) -> str:
 
 
 def _spike(case: Case, course: Course, worst: Hump, count: int, back: float) -> Finding:
-    above_start = worst.peak > 1.2 * course.start
-    deep = worst.peak - worst.base > 0.5 * max(course.start - worst.base, 0.5 * abs(worst.base))
-    severe = worst.length >= 2 and (above_start or deep)
+    height = worst.peak - worst.base
+    if case.from_the_start:
+        # Above where it began, or half of what had been learnt lost for a while.
+        high = worst.peak > 1.2 * course.start or height > 0.5 * (course.start - worst.base)
+    else:
+        high = height > abs(worst.base)
+    severe = high and worst.length >= (2 if case.from_the_start else 3)
     more = f", the worst of {count}" if count > 1 else ""
     return Finding(
         code="SF804",

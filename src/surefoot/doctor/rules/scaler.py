@@ -82,11 +82,13 @@ def still_scaled(case: Case) -> Iterator[Finding | Blind]:
     if not norms.values.size:
         yield Blind("no gradient norm is a number")
         return
+    usual, scale = level(norms.values), _scale_of(case)
+    if not scale > 0:
+        yield Blind("the log does not tell the loss scale")
+        return
     factor = _follows_the_scale(case)
-    usual = level(norms.values)
-    scale = _scale_of(case)
     calm = case.loss is None or not Course(case.loss).left_its_valley
-    plausible = usual > 1e4 and math.isfinite(scale) and 1e-3 < usual / scale < 1e3
+    plausible = usual > 1e4 and 1e-3 < usual / scale < 1e3
     if factor is None and not (plausible and calm and scale >= 1024):
         return
     yield Finding(

@@ -96,7 +96,7 @@ def jumping_rate(case: Case) -> Iterator[Finding]:
             *((Evidence("loss", hurt, f"the loss rises by {hurt:.3g} after it"),) if hurt else ()),
         ),
         confidence=0.75 if hurt else 0.5,
-        severity=Severity.CRITICAL if hurt else Severity.WARNING,
+        severity=Severity.CRITICAL if hurt else Severity.NOTE,
         explains=("SF801", "SF804") if hurt else (),
     )
 
