@@ -12,13 +12,13 @@ from functools import cached_property
 
 import numpy as np
 
+from surefoot.doctor.columns import from_the_start, summed
 from surefoot.doctor.scales import ScaleHistory
+from surefoot.doctor.trend import Course
 from surefoot.journal.series import Column, LoggedRun, Message, Role
 
-__all__ = ["DISCRIMINATOR", "GENERATOR", "Case", "finite", "from_the_start"]
+__all__ = ["DISCRIMINATOR", "GENERATOR", "Case"]
 
-_BEYOND = 1e100
-"""As good as infinite; squares and differences of it are still numbers."""
 _VALIDATION = re.compile(r"(^|[_/. ])(val|valid|validation|eval|test|dev)([_/. ]|$)", re.I)
 _PERPLEXITY = re.compile(r"(^|[_/. ])(ppl|perplexity)$", re.I)
 _PART = r"(^|[^a-z])({})([^a-z]|loss|err|$)|(loss|err)[_/ ]?({})$"
@@ -63,7 +63,7 @@ class Case:
         if found:
             per_step = [c for c in found if c.per == "step"] or found
             return self._unfiltered(max(per_step, key=lambda c: (c.values.size, -len(c.name))))
-        if (composed := _sum(terms)) is not None and not self.adversarial:
+        if (composed := summed(terms)) is not None and not self.adversarial:
             return composed
         for column in self._training(Role.METRIC):
             if _PERPLEXITY.search(column.name) and np.nanmin(column.values, initial=1.0) > 0:
@@ -90,7 +90,7 @@ class Case:
         found += [c for c in self.columns if c.role is Role.LOSS and not self._is_training(c)]
         if not found:
             held = (c for c in self.columns if c.role is Role.TERM and not self._is_training(c))
-            return _sum(tuple(held))
+            return summed(tuple(held))
         return max(found, key=lambda c: (c.values.size, -len(c.name)))
 
     @cached_property
@@ -140,6 +140,16 @@ class Case:
     def reinforced(self) -> bool:
         """Whether the losses are those of reinforcement learning, whose size says little."""
         return any(_REINFORCED.search(c.name) for c in self.columns if c.role is not Role.OTHER)
+
+    def course(self, column: Column) -> Course:
+        """The course of a column; computed once for each."""
+        if id(column) not in self._courses:
+            self._courses[id(column)] = Course(column)
+        return self._courses[id(column)]
+
+    @cached_property
+    def _courses(self) -> dict[int, Course]:
+        return {}
 
     @cached_property
     def from_the_start(self) -> bool:
@@ -192,33 +202,6 @@ class Case:
         return replace(loss, values=np.where(hidden, np.nan, loss.values))
 
 
-def from_the_start(column: Column) -> bool:
-    """Whether its first value is one of the first of the training, as far as its steps tell."""
-    if not column.steps.size:
-        return False
-    first, last = column.steps[0], column.steps[-1]
-    interval = float(np.median(np.diff(column.steps))) if column.steps.size > 1 else 1.0
-    return bool(first <= max(1.0, 2 * interval, 0.02 * last))
-
-
 def _bad_lines(columns: Iterable[Column]) -> np.ndarray:
     bad = [c.lines[~np.isfinite(c.values)] for c in columns]
     return np.concatenate(bad) if bad else np.empty(0)
-
-
-def _sum(terms: tuple[Column, ...]) -> Column | None:
-    """The sum of terms that stand side by side; None where they do not."""
-    if len(terms) < 2:
-        return terms[0] if terms else None
-    first = terms[0]
-    if any(not np.array_equal(term.steps, first.steps) for term in terms):
-        return None
-    total = np.sum([term.values for term in terms], axis=0)
-    return replace(first, name=f"the sum of {len(terms)} terms", values=total, role=Role.TERM)
-
-
-def finite(column: Column) -> Column:
-    """The column without the rows whose value is not finite, none of them beyond 1e100."""
-    kept = np.isfinite(column.values)
-    values = np.clip(column.values[kept], -_BEYOND, _BEYOND)
-    return replace(column, values=values, steps=column.steps[kept], lines=column.lines[kept])

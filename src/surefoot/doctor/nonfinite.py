@@ -10,8 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 from surefoot.doctor.breaks import Break, first_break, nonfinite_terms
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
 from surefoot.doctor.clues import Clue, Suspect, weigh
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, RootCause
 from surefoot.doctor.phrases import BAD_INPUT, HALF_DEBUGGED, UNSAFE_BACKWARD
 from surefoot.doctor.rates import RateAt, rate_at

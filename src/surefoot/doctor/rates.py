@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.journal.series import Column
 
 __all__ = ["RateAt", "main_rate", "rate_at"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import RootCause
 from surefoot.doctor.rates import main_rate, rate_at
 

@@ -39,29 +39,20 @@ class ScaleHistory:
     @classmethod
     def of(cls, run: LoggedRun) -> Self:
         """Gather it from the columns of role ``LOSS_SCALE`` and from the messages."""
-        rows: list[tuple[int, float, float]] = []
         columns = [c for c in run.of(Role.LOSS_SCALE) if c.values.size]
         before = next((c for c in columns if _BEFORE.search(c.name)), None)
         rest = [c for c in columns if c is not before] or columns
         chosen = next((c for c in rest if _AFTER.search(c.name)), None) or _longest(rest)
-        if chosen is not None:
-            rows += zip(map(int, chosen.lines), chosen.values, chosen.steps, strict=True)
         told = {m.line: m.step for m in run.messages if m.kind == "overflow"}
+        rows = [] if chosen is None else [_rows(chosen)]
         if before is not None and before is not chosen:
             # A table of scales before and after is a table of overflows.
-            rows += zip(map(int, before.lines[:1] - 1), before.values, before.steps, strict=False)
+            rows.append(_rows(before)[:1] - [[1.0, 0.0, 0.0]])
             told |= dict(zip(map(int, before.lines), map(float, before.steps), strict=True))
-        known = {row[0] for row in rows}
-        first = next((m for m in run.messages if m.kind == "overflow"), None)
-        if first is not None and "attempted" in first.values:
-            rows.append((first.line - 1, first.values["attempted"], first.step))
-        for message in run.messages:
-            scale = _scale_after(message) if message.kind == "overflow" else math.nan
-            if not math.isnan(scale) and message.line not in known:
-                rows.append((message.line, scale, message.step))
-        rows = sorted(set(rows))
-        table = np.array(rows, dtype=float).reshape(-1, 3)
+        rows.append(_said(run, set() if chosen is None else set(map(int, chosen.lines))))
+        table = np.concatenate(rows)
         table = table[np.isfinite(table[:, 1])]
+        table = table[np.argsort(table[:, 0], kind="stable")]
         return cls(
             scales=table[:, 1],
             lines=table[:, 0].astype(int),
@@ -90,6 +81,22 @@ class ScaleHistory:
     def growths(self) -> int:
         """How often it went up."""
         return int(np.sum(self.moves > 0))
+
+
+def _rows(column: Column) -> np.ndarray:
+    return np.column_stack([column.lines.astype(float), column.values, column.steps])
+
+
+def _said(run: LoggedRun, known: set[int]) -> np.ndarray:
+    """Line, scale and step of each overflow line that no column has."""
+    rows: list[tuple[float, float, float]] = []
+    for message in run.messages:
+        if message.kind != "overflow" or message.line in known:
+            continue
+        if not rows and "attempted" in message.values:
+            rows.append((message.line - 1, message.values["attempted"], message.step))
+        rows.append((message.line, _scale_after(message), message.step))
+    return np.array(rows, dtype=float).reshape(-1, 3)
 
 
 def _longest(columns: list[Column]) -> Column | None:

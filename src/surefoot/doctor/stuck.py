@@ -9,8 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
 from surefoot.doctor.clues import Clue, Suspect, weigh
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, RootCause
 from surefoot.doctor.known import clamp_near, untrained_near
 from surefoot.doctor.nonfinite import nonfinite
@@ -71,7 +72,7 @@ def stuck(case: Case) -> Stuck | None:
 
 
 def _signs(case: Case) -> Iterator[Clue]:
-    course = Course(case.loss) if case.loss is not None else None
+    course = case.course(case.loss) if case.loss is not None else None
     if course is not None and (blown := _blown_up(case, course)) is not None:
         yield blown
         return
@@ -92,7 +93,8 @@ def _blown_up(case: Case, course: Course) -> Clue | None:
     first = float(course.values[0])
     early = course.values[: max(5, course.size // 3)]
     peak = float(np.max(early))
-    if first <= 0 or peak < 3 * first or not course.end > 0.85 * first:
+    usual = float(np.quantile(course.values[course.size // 2 :], 0.95))
+    if first <= 0 or peak < 3 * max(first, usual) or not course.end > 0.85 * first:
         return None
     text = f"the first steps threw it from {first:.4g} to {peak:.4g}; it is no better at the end"
     return Clue(Evidence("peak", peak, text), {_LR: 2.2, _STUCK: 0.4})

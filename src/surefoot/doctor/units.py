@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.journal.series import Column, Role
 
 __all__ = ["Mismatch", "mismatch", "overlap_of_nothing"]

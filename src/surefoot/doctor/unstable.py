@@ -9,8 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
 from surefoot.doctor.clues import Clue, Suspect, weigh
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, RootCause
 from surefoot.doctor.known import clamp_near
 from surefoot.doctor.nonfinite import nonfinite

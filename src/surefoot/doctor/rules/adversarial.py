@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import DISCRIMINATOR, GENERATOR, Case, finite
+from surefoot.doctor.case import DISCRIMINATOR, GENERATOR, Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.known import clamp_near
 from surefoot.doctor.robust import constant_since, level

@@ -13,7 +13,6 @@ from surefoot.doctor.phrases import BAD_INPUT, BAD_LABEL
 from surefoot.doctor.remedies import remedy_for
 from surefoot.doctor.rule import Rule, rule
 from surefoot.doctor.spot import said_at, spot
-from surefoot.doctor.trend import Course
 from surefoot.journal.series import Message, Role
 
 __all__ = ["RULES"]
@@ -58,7 +57,7 @@ def periodic_spikes(case: Case) -> Iterator[Finding]:
     """The same distance between spikes again and again: the same samples, epoch after epoch."""
     if case.loss is None or case.adversarial or case.reinforced:
         return
-    course = Course(case.loss)
+    course = case.course(case.loss)
     humps = [h for h in course.humps if h.over and h.length <= 3]
     if len(humps) < 4:
         return

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.remedies import remedy_for
 from surefoot.doctor.robust import last_level, level
@@ -37,7 +38,7 @@ def growing(case: Case) -> Iterator[Finding | Blind]:
         and end > 8 * start
         and end > 3 * float(np.max(values[: max(1, values.size // 5)]))
     )
-    course = Course(case.loss) if case.loss is not None else None
+    course = case.course(case.loss) if case.loss is not None else None
     if not grown or (course is not None and course.size >= 5 and _still_falling(course)):
         return
     first = int(np.flatnonzero(values > 3 * start)[0])
@@ -67,7 +68,7 @@ def clipped_always(case: Case) -> Iterator[Finding | Blind]:
     usual, share = level(norms.values), float(np.mean(norms.values > clip))
     if share < 0.9 or usual < 8 * clip or case.loss is None or case.loss.values.size < 5:
         return
-    stuck = not Course(case.loss).fell
+    stuck = not case.course(case.loss).fell
     yield Finding(
         code="SF402",
         title=f"{share:.0%} of the steps are clipped, to a {usual / clip:.0f}th of their length",
@@ -104,7 +105,7 @@ def reported_after_clipping(case: Case) -> Iterator[Finding | Blind]:
     same = float(np.mean(np.abs(norms.values - usual) <= 2e-3 * usual)) if usual > 0 else 0.0
     if same < 0.8 or top > 1.05 * usual:
         return
-    stuck = case.loss is not None and case.loss.values.size >= 5 and not Course(case.loss).fell
+    stuck = case.loss is not None and case.loss.values.size >= 5 and not case.course(case.loss).fell
     yield Finding(
         code="SF403",
         title=f"the gradient's norm is {usual:.4g} at {same:.0%} of the steps: clipped each time",

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import SCALE_FLOOR
 from surefoot.doctor.remedies import remedy_for

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.known import clamp_near, untrained_near
 from surefoot.doctor.nonfinite import nonfinite
@@ -118,7 +119,7 @@ def _dies_at(column: Column) -> int | None:
 
 
 def _dead(case: Case, column: Column, dies_at: int | None) -> Finding:
-    improving = case.loss is not None and case.loss.values.size >= 5 and Course(case.loss).fell
+    improving = case.loss is not None and case.loss.values.size >= 5 and case.course(case.loss).fell
     harmless = dies_at is None and (improving or case.reinforced or case.loss is None)
     few = column.values.size <= 3
     severity = Severity.NOTE if harmless and not few else Severity.WARNING

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import KILLED, OUT_OF_MEMORY, WORKER_KILLED
 from surefoot.doctor.robust import condense, last_level, level, slope, trend_share

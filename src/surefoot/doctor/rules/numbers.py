@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from surefoot.doctor.breaks import Break
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.nonfinite import NonFinite, nonfinite, passing
 from surefoot.doctor.remedies import log_next_for, remedy_for

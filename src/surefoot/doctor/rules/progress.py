@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
 from surefoot.doctor.clues import Suspect
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.remedies import clip_setting, log_next_for, remedy_for
 from surefoot.doctor.rule import Blind, Rule, rule
@@ -46,7 +47,7 @@ def recovered_spike(case: Case) -> Iterator[Finding]:
     """Far above what was before, for some steps, then back where it was."""
     if case.adversarial or case.reinforced or case.loss is None:
         return
-    course = Course(case.loss)
+    course = case.course(case.loss)
     humps = [hump for hump in course.humps if hump.over]
     if not humps and (arch := course.arch) is not None and arch.over:
         humps = [arch]
@@ -80,7 +81,7 @@ def overfitting(case: Case) -> Iterator[Finding | Blind]:
     if case.validation is None or case.loss is None:
         yield Blind("training and validation loss are not both logged")
         return
-    held, train = Course(case.validation), Course(case.loss)
+    held, train = case.course(case.validation), case.course(case.loss)
     if held.size < 4 or train.size < 4:
         yield Blind("fewer than four validations")
         return
@@ -119,7 +120,7 @@ def metric_of_zero(case: Case) -> Iterator[Finding]:
     """What is learnt does not reach what is measured: boxes not decoded, labels shifted."""
     if case.adversarial or case.reinforced or case.loss is None:
         return
-    course = Course(case.loss)
+    course = case.course(case.loss)
     falling = course.size >= 4 and course.end < 0.75 * course.start
     metrics = [known for c in case.metrics if (known := finite(c)).values.size]
     zero = [c for c in metrics if c.values.size >= 4 and c.values.max() <= 1e-3]

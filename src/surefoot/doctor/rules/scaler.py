@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import SCALER_MISUSE
 from surefoot.doctor.remedies import remedy_for
 from surefoot.doctor.robust import level
 from surefoot.doctor.rule import Blind, Rule, rule
 from surefoot.doctor.spot import said_at, spot
-from surefoot.doctor.trend import Course
 from surefoot.journal.series import Role
 
 __all__ = ["RULES"]
@@ -87,7 +87,7 @@ def still_scaled(case: Case) -> Iterator[Finding | Blind]:
         yield Blind("the log does not tell the loss scale")
         return
     factor = _follows_the_scale(case)
-    calm = case.loss is None or not Course(case.loss).left_its_valley
+    calm = case.loss is None or not case.course(case.loss).left_its_valley
     plausible = usual > 1e4 and 1e-3 < usual / scale < 1e3
     if factor is None and not (plausible and calm and scale >= 1024):
         return

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surefoot.doctor.case import Case, finite
+from surefoot.doctor.case import Case
+from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.rates import main_rate
 from surefoot.doctor.robust import trend_share
 from surefoot.doctor.rule import Rule, rule
 from surefoot.doctor.spot import Spot, said_at, spot
-from surefoot.doctor.trend import Course
 from surefoot.journal.series import Column, Role
 
 __all__ = ["RULES"]
@@ -190,7 +190,7 @@ def _hurt(case: Case, column: Column, at: int) -> float:
     if before.size < 3 or after.size < 2:
         return 0.0
     rise = float(np.max(after) - np.median(before))
-    sigma = Course(case.loss).sigma
+    sigma = case.course(case.loss).sigma
     return rise if rise > max(8 * sigma, 0.3 * abs(float(np.median(before)))) else 0.0
 
 

@@ -18,6 +18,8 @@ from surefoot.journal.series import Column, LoggedRun, Message, Role
 __all__ = ["runs_of"]
 
 MAX_COLUMNS = 2_048
+MAX_COMPARED = 32
+"""Kinds of lines with one name that are compared; the many rare ones beyond are just joined."""
 _SAID = -1
 _LineOf = Callable[[np.ndarray], np.ndarray]
 
@@ -108,7 +110,8 @@ class _Run:
                 p for p in parts if p not in lone
             ]  # printed once before the training: a setting
         kinds = [[parts[0]]]
-        for one in parts[1:]:
+        kinds[0] += parts[MAX_COMPARED:]
+        for one in parts[1:MAX_COMPARED]:
             for kept in kinds:
                 rest = self._new_in(kept, one)
                 if rest is not None:

@@ -12,8 +12,8 @@ from surefoot.journal.foreign.tracks import Track, carried, main_epochs, main_st
 
 __all__ = ["Clock", "clock_of"]
 
-MAX_FALLS = 10_000
-"""A count that goes back more often than this counts no steps."""
+MANY_FALLS = 64
+"""A count that goes back more often, and at more than one in a hundred values, counts no steps."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _split(clock: Clock, starts: Sequence[int], resumes: Sequence[int]) -> None:
     gap = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 0.0
     drops = track.values[falls] - track.values[falls + 1]
     falls = falls[drops > 2 * gap] if len(falls) > 4 else falls
-    if len(falls) > MAX_FALLS:
+    if len(falls) > max(MANY_FALLS, 0.01 * len(track.values)):
         clock.places, clock.steps = clock.places[:0], clock.steps[:0]
         clock.notes.append("the step numbers go back and forth; values are counted in their order")
         return

@@ -17,6 +17,7 @@ from surefoot.journal.foreign.words import side, tokens
 
 __all__ = ["CsvTable"]
 
+_COMMA = re.compile(r"[-+]?[\d.]*\d,\d+(?:[eE][-+]?\d+)?")
 _EMPTY = frozenset(("", "none", "null", "na", "n/a", "-", "--"))
 
 
@@ -145,11 +146,11 @@ class CsvTable:
                 ledger.messages.add(place, rule, said)
 
     def _number(self, said: str) -> float | None:
+        if self._separator == ";" and _COMMA.fullmatch(said):
+            return to_float(said.replace(".", "").replace(",", "."))
         found = NUMBER.fullmatch(said)
         if found is None:
             return None
-        if self._separator == ";" and "," in said:
-            return to_float(said.replace(".", "").replace(",", "."))
         unit = unit_of(found["unit"] or "", memory=True)
         value = to_float(found["number"])
         return unit.factor / value if unit.inverse and value else value * unit.factor

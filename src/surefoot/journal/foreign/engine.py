@@ -23,6 +23,8 @@ __all__ = ["LineReader"]
 
 MAX_LEARNED = 2_500
 """Lines that are looked at closely; what is still unlike all others then is searched for names."""
+PATIENCE, ONE_IN = 800, 16
+"""After so many lines, where most were unlike all others, only one in some is looked at closely."""
 MAX_READ = 8_192
 _NO_LETTERS = bytes(c for c in range(256) if not (65 <= c <= 90 or 97 <= c <= 122))
 _BLANK = "blank"
@@ -47,10 +49,18 @@ class LineReader:
         self._json = JsonLines(ledger)
         self._names = KnownNames(ledger)
         self._learned = self._counted = self._scanned = 0
+        self._torn = False
         self._last = Template((), re.compile(rb"(?!)").fullmatch, "")
 
-    def feed(self, lines: list[bytes], place: int) -> None:
-        """Read lines, the first of which stands at ``place``."""
+    def feed(self, lines: list[bytes], place: int, *, torn: bool = False) -> None:
+        """Read lines, the first of which stands at ``place``.
+
+        Args:
+            lines: without their ends.
+            place: of the first.
+            torn: whether the last one has no end, so that a count at its end may be cut.
+        """
+        self._torn = torn
         guess = self._last.after or self._last
         last = self._last
         for here, line in enumerate(lines, place):
@@ -128,7 +138,7 @@ class LineReader:
             if rule.kind in _MEASURED and self._counted < MAX_LEARNED:
                 self._measured(text, place)
             return None
-        if self._learned >= MAX_LEARNED:
+        if self._tired(place):
             self._names.search(line, place)
             return None
         reading, format = self._read(text)
@@ -136,6 +146,12 @@ class LineReader:
             self._configured(text, place, data=True, reading=reading)
             return self._template(reading, format, line, key)
         return self._wordy(text, place, key, reading, format)
+
+    def _tired(self, place: int) -> bool:
+        """Whether close looks do not pay any more: of a chatty log only one in some is taken."""
+        if self._learned < PATIENCE or 2 * self._learned < place:
+            return self._learned >= MAX_LEARNED
+        return self._learned >= MAX_LEARNED or place % ONE_IN != 0
 
     def _read(self, text: str) -> tuple[Reading | None, str]:
         self._learned += any(c.isdigit() for c in text)
@@ -206,7 +222,7 @@ class LineReader:
             self.heading = None
             self._known.setdefault(key, _BLANK)
             return
-        if reading is not None and reading.fields and not is_start(text):
+        if reading is not None and reading.fields and not (is_start(text) or self._torn):
             self._count(reading, format, place)
         found = head_of(text, payload, format) or heading_of(text, payload)
         if isinstance(found, Heading):

@@ -85,7 +85,6 @@ class EventFile:
             JournalError: a frame whose checksum is wrong, with what was intact before it.
         """
         for record in self._frames(blocks):
-            self.records += 1
             try:
                 number, scalars = scalars_of(record)
             except Damaged as damage:
@@ -103,7 +102,7 @@ class EventFile:
             self._ledger.note(f"more than {MAX_TAGS:,} tags; the others were left out")
             return
         parts = self._tags.setdefault(tag, (array("q"), array("d"), array("d")))
-        parts[0].append(self.records - 1)
+        parts[0].append(self.records)
         parts[1].append(float(step))
         parts[2].append(value)
         self._numbers += 1
@@ -125,6 +124,7 @@ class EventFile:
                     raise self._damaged("does not fit its checksum")
                 if _may_hold_scalars(body):
                     yield body
+                self.records += 1
                 begin = end
             del data[:begin]
         if data:

@@ -32,11 +32,13 @@ _GLOG = r"^[IWEF]\d{4}[ ]"
 _LEFT = r"<\?|<[ ]?\d+:\d\d(?::\d\d)?"
 
 MASK = re.compile(
-    r"(?P<bar>\s*\d+(?:\.\d+)?%\s?\|[^|]*\||\[[=>.\-# ]{5,}\]"
+    r"(?P<bar>(?<!\s)\s*+(?<!\d)\d++(?:\.\d++)?+%\s?\|[^|]*\||\[[=>.\-# ]{5,}\]"
     r"|[━╸╺─▏▎▍▌▋▊▉█░▒▓]{3,}(?:[ ]?[━╸╺─]+)*)"
     rf"|(?P<token>{_PATH}|{_HEX}|{_HASH}|{_FILE})"
-    rf"|(?P<shape>{_GLOG}|{_SOURCE}|(?:\d+[ ]days?,[ ])?(?:{_DATE})(?:[T ,]+{_CLOCK})?{_ZONE}"
-    rf"|{_MONTH}(?=[ ,]+\d\d:\d\d)|(?:\d+[ ]days?,[ ])?(?<![\w.]){_CLOCK}|{_LEFT}|{_VERSION}"
+    rf"|(?P<shape>{_GLOG}|{_SOURCE}"
+    rf"|(?:(?<!\d)\d++[ ]days?,[ ])?(?:{_DATE})(?:[T ,]+{_CLOCK})?{_ZONE}"
+    rf"|{_MONTH}(?=[ ,]+\d\d:\d\d)|(?:(?<!\d)\d++[ ]days?,[ ])?(?<![\w.]){_CLOCK}|{_LEFT}"
+    rf"|{_VERSION}"
     rf"|{_PROCESS})"
 )
 """One stretch of a line whose digits are not to be read; the group says how it may vary."""
@@ -44,7 +46,8 @@ MASK = re.compile(
 _LEVEL = r"(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL|FATAL|SUCCESS|Info|Warning|Error)"
 _PREFIX = re.compile(
     r"(?:\[(?:rank|default)\d+\]:[ ]?|\d{1,3}:[ ](?=\[|\d{4}))?"
-    rf"(?:[\[(]?(?:{_GLOG}[^\]]*|(?:\d+[ ]days?,[ ])?(?:{_DATE})?[T ,]*{_CLOCK}{_ZONE}|{_DATE})"
+    rf"(?:[\[(]?(?:{_GLOG}[^\]]*|(?:(?<!\d)\d++[ ]days?,[ ])?(?:{_DATE})?[T ,]*{_CLOCK}{_ZONE}"
+    rf"|{_DATE})"
     r"(?:[ ][\w.]+\]:?|[\])])?(?:[ ]?[-|:,]+)?[ ]?)?"
     rf"(?:[ ]?[\[(<|]?(?:[\w.]+[ ][-|][ ])?{_LEVEL}[ ]*[\])>|]?(?:[ ]?[-|:]|(?=[ ]))[ ]?)?"
     r"(?:\[[\w.]+\.py:\d+(?::\w+)?\][ ]?)?(?:copypaste: )?"

@@ -46,8 +46,11 @@ class OwnJournal:
         self._fields = dict[str, Field]()
         self._step = Field(0, 0, "global_step", "step")
 
-    def feed(self, lines: list[bytes], place: int) -> None:
-        """Read lines, the first of which stands at ``place``."""
+    def feed(self, lines: list[bytes], place: int, *, torn: bool = False) -> None:
+        """Read lines, the first of which stands at ``place``; a torn one is passed over."""
+        if torn:
+            self.ledger.note("the last line is torn, which a run that was killed leaves")
+            lines = lines[:-1]
         for here, line in enumerate(lines, place):
             try:
                 values = json.loads(line)

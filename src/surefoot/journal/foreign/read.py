@@ -134,7 +134,7 @@ class _Reading:
         lines = Lines(self.stream, self.start)
         place = 0
         for block in lines:
-            reader.feed(block, place)
+            reader.feed(block, place, torn=lines.torn)
             place += len(block)
         return runs_of(ledger, lines.line_of, lines.lines)
 

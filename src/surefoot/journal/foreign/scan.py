@@ -183,7 +183,11 @@ class _Scan:
         return None
 
     def _nested_counters(self) -> None:
-        """Of ``[3/5][10/1563]`` the first counts epochs."""
+        """Of ``[3/5][10/1563]`` and ``[3][10/1563]`` the first counts epochs."""
+        if [f.what for f in self.found[:2]] == ["lead", "batch"] and not self.found[1].name:
+            between = self.text[self.found[0].end : self.found[1].start]
+            if between.replace(" ", "") == "][":
+                self.found[0] = replace(self.found[0], what="epoch")
         bare = [i for i, f in enumerate(self.found) if f.what == "batch" and not f.name]
         if (
             len(bare) == 2

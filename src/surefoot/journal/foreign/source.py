@@ -47,7 +47,8 @@ class Lines:
         left = b""
         for block in self._blocks():
             data = left + block
-            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            whole = data.rstrip(b"\r\x08")  # what comes next may belong to what was cut off
+            end = max(whole.rfind(b"\n"), whole.rfind(b"\r"), whole.rfind(b"\x08")) + 1
             if end == 0:
                 left = data[:MAX_LINE]
                 continue

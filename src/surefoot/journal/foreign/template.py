@@ -29,6 +29,8 @@ _VARYING = {
 }
 _CAPTURED = {"plain": _PLAIN, "comma": _COMMAS, "quick": _QUICK}
 _UNUSUAL = frozenset("tTyY#")
+MOST = 200
+"""Numbers, times and the like in a line; one with more is no kind of line but a dump."""
 _LETTERS = frozenset("-+.0123456789eEnNaAiIfFtTyY#")
 Match = Callable[[bytes], re.Match[bytes] | None]
 
@@ -50,6 +52,8 @@ def pattern_of(reading: Reading) -> bytes:
         start, end = number.span("number")
         if not covered.intersection(range(start, end)):
             taken.append((start, end, "grouped" if number["comma"] else "loose"))
+    if len(taken) > MOST:
+        return rb"(?!)"
     pattern, place = bytearray(), 0
     for start, end, kind in sorted(taken):
         if start < place or end > len(text):

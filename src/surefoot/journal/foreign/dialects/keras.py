@@ -15,6 +15,7 @@ __all__ = ["KERAS"]
 KERAS = Dialect(
     name="keras",
     sign=re.compile(
-        r"\d+/(?:\d+|Unknown) (?:\[[=>. ]*\]|[━─╸╺]+) - |\d+/\d+ ━+ .*\d\w*/step| - val_loss: "
+        r"(?<!\d)\d++/(?:\d+|Unknown) (?:\[[=>. ]*\]|[━─╸╺]+) - |(?<!\d)\d++/\d++ ━+ .*\d\w*/step"
+        r"| - val_loss: "
     ),
 )

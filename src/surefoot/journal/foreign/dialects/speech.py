@@ -15,7 +15,7 @@ from surefoot.journal.series import Role
 
 __all__ = ["ESPNET", "MARIAN"]
 
-_PART = re.compile(r"(?P<epoch>\d+)epoch:(?P<side>\w+):(?:\d+-(?P<batch>\d+)batch:)?")
+_PART = re.compile(r"(?<!\d)(?P<epoch>\d++)epoch:(?P<side>\w+):(?:\d+-(?P<batch>\d+)batch:)?")
 _MARIAN = re.compile(r"\bEp\. \d+ : Up\. \d")
 _CALLED = {"Up": ("Up.", "step"), "Ep": ("Ep.", "epoch"), "L.r": ("L.r.", "value")}
 _MARIAN_PARTS = re.compile(
