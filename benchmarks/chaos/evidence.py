@@ -14,6 +14,7 @@ __all__ = ["alarms", "entries_of", "new_lines", "said_by_records", "said_by_text
 _QUIET_KINDS = {"header", "resumed", "checkpoint", "finished"}
 _QUIET_EVENTS = {"clipped", "partial_window", "scale_grew"}
 _METRIC = re.compile(r"^(step \d+ loss|\{'(loss|train_runtime)|\s*$)")
+_OWN_ERROR = re.compile(r"(?:\[rank\d\]: )?surefoot\.errors\.(\w+): (.*)")
 _MARK = ("@struck", "@entry")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _LAYER = r"\b(conv|norm|fc1|fc2)\b|\bparameter|\bbatch[ _]?(index|idx)|\brank[ =:]*\d|\bsamples?\b"
@@ -23,7 +24,9 @@ _LAYER = r"\b(conv|norm|fc1|fc2)\b|\bparameter|\bbatch[ _]?(index|idx)|\brank[ =
 
 
 def entries_of(journal: Iterable[str], log: str) -> list[Entry]:
-    """Entries of the journal's lines, and of the marked lines of the log; what is torn is left out.
+    """Entries of the journal's lines, of marked lines of the log, and of surefoot's own exceptions.
+
+    A torn line is left out.
 
     >>> entries_of(['{"kind": "memory", "step": 3}', '{"kin'], '@entry {"kind": "x"}\\nhello')
     [{'kind': 'memory', 'step': 3}, {'kind': 'x'}]
@@ -35,6 +38,9 @@ def entries_of(journal: Iterable[str], log: str) -> list[Entry]:
             found.append(json.loads(line))
         except ValueError:
             continue
+    for line in log.splitlines():
+        if match := _OWN_ERROR.match(line):
+            found.append({"kind": "stopped", "error": match[1], "message": match[2]})
     return found
 
 

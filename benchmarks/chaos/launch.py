@@ -32,6 +32,8 @@ __all__ = ["Launcher", "Life", "Outcome", "cannot_stage"]
 
 _TIME_LIMIT = 900.0
 """Seconds that one life may take; a healthy one takes 2 to 20 where it has a core to itself."""
+_LOOK, _GRACE = 0.5, 10.0
+"""Seconds between two looks at a process, and those that the others have once one has died."""
 _DISK_BYTES = 8 * 2**20
 _QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -184,15 +186,16 @@ def _read(incoming: Connection, log: bytearray) -> None:
 
 
 def _wait(processes: Sequence[BaseProcess]) -> tuple[int | None, ...]:
-    """Exit codes; once one process has died the others are given a little time, then killed."""
-    deadline = time.monotonic() + _TIME_LIMIT
-    while any(process.exitcode is None for process in processes):
+    """Exit codes; once one process has died the others are given a little time, then killed.
+
+    Time is counted in looks, so that a suite that is suspended for a while kills nobody afterwards.
+    """
+    left = int(_TIME_LIMIT / _LOOK)
+    while left > 0 and any(process.exitcode is None for process in processes):
         running = next(process for process in processes if process.exitcode is None)
-        running.join(timeout=0.5)
-        if any(process.exitcode for process in processes):
-            deadline = min(deadline, time.monotonic() + 10.0)
-        if time.monotonic() > deadline:
-            break
+        running.join(timeout=_LOOK)
+        died = any(process.exitcode for process in processes)
+        left = min(left - 1, int(_GRACE / _LOOK)) if died else left - 1
     codes = tuple(process.exitcode for process in processes)
     for process in processes:
         if process.exitcode is None:

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.chaos.catalogue import catalogue
 from benchmarks.chaos.columns import COLUMNS
 from benchmarks.chaos.fault import Plan
+from benchmarks.chaos.judge import Verdict
 from benchmarks.chaos.launch import Launcher
 from benchmarks.chaos.suite import Suite
 
@@ -27,10 +28,8 @@ def test_faults_are_survived_and_named(column, keys):
         table = suite.table("t", [faults[key] for key in keys], columns, batchnorm=False)
     finally:
         launcher.close()
-    lost = {
-        f"{key}: {faults[key].title}": (str(table.cells[key, column]), table.cells[key, column])
-        for key in keys
-        if not (table.cells[key, column].survived and table.cells[key, column].said == "where")
-    }
-    assert not lost
+    cells = {f"{key}: {faults[key].title}": table.cells[key, column] for key in keys}
+    survived = {t: c for t, c in cells.items() if isinstance(c, Verdict) and c.survived}
+    assert {t: str(c) for t, c in cells.items() if t not in survived} == {}
+    assert {t: c for t, c in survived.items() if c.said != "where"} == {}
     assert table.clean[column].alarms == 0

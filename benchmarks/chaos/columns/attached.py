@@ -43,11 +43,17 @@ class _InHandLoop(_Attached):
     def begin(self, run: Run) -> None:
         """The one line."""
         from surefoot import attach
+        from surefoot.guard import MemoryWatch
 
         super().begin(run)  # type: ignore[misc]
-        self.attachment = attach(
-            self.optimizer, self.net, scaler=self.scaler, on_record=lambda r: _say(r, run)
-        )
+        watch = MemoryWatch()
+
+        def told(record: Any) -> None:
+            _say(record)
+            if growth := watch.step():
+                run.say("memory", step=record.step, message=str(growth), **growth.to_dict())
+
+        self.attachment = attach(self.optimizer, self.net, scaler=self.scaler, on_record=told)
 
     def see(self, loss: Tensor, ids: Tensor) -> None:
         """The optional line that tells the loss."""
@@ -123,7 +129,7 @@ class OnAccelerate(_Attached, Accelerate):
         self.guard.name_samples([str(i) for i in ids.tolist()])
 
 
-def _say(record: Any, run: Run) -> None:
+def _say(record: Any) -> None:
     """Steps that were not healthy go into the log; it would be long otherwise."""
     values = record.to_dict()
     if record.refused or set(values["events"]) - {"clipped"}:
