@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,15 @@ from torch.distributed.tensor.parallel import (
 import surefoot
 from guard.conftest import batch, loss_of, net
 from guard.ranks import fingerprints, mesh, spread, whole, world
-from surefoot.guard import Guard
+from surefoot.guard import (
+    AdaptiveClip,
+    GroupClip,
+    Guard,
+    NormClip,
+    PercentileClip,
+    ValueClip,
+    ZScoreClip,
+)
 from surefoot.guard.measure import tensor_norms
 
 
@@ -215,3 +224,96 @@ def test_a_healthy_step_asks_the_others_nothing_but_each_axis_of_shards_once(
     for healthy, refused in world(size).run(asked_of_others, kind=kind, way=way, decide=decide):
         assert healthy == ["all_reduce"] * axes
         assert refused.count("all_gather_object") == 1
+
+
+RULES = {
+    "norm": NormClip(0.05),
+    "value": ValueClip(0.01),
+    "adaptive": AdaptiveClip(0.005),
+    "percentile": PercentileClip(50.0, warmup=3),
+    "z-score": ZScoreClip(0.5, warmup=3),
+    "groups": GroupClip({0: 0.05}),
+    "two": [AdaptiveClip(0.01), NormClip(0.05)],
+}
+
+
+def clipped(
+    rank: int, *, rule: str, kind: str, way: str, decide: str, fused: bool
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    model = spread(net(), kind)
+    # fused SGD knows no shards; a large eps keeps Adam's step in proportion to the gradient
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, eps=1e-2, fused=fused, foreach=False)
+    settings: dict[str, Any] = {"clip": copy.deepcopy(RULES[rule]), "decide": decide}
+    records: list[Any] = []
+    if way == "guard":
+        guard = Guard(model, optimizer, **settings)
+    else:
+        attachment = surefoot.attach(optimizer, model, on_record=records.append, **settings)
+    for step in range(8):
+        loss = loss_of(model, *batch(10 * step + rank)) * (4.0 if step == 6 else 1.0)
+        if way == "guard":
+            records.append(guard.step(loss))
+            continue
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (guard if way == "guard" else attachment).detach()
+    weights = {n.removeprefix("module."): whole(p).detach() for n, p in model.named_parameters()}
+    return weights, [r.clip_coefficient for r in records]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("way", "decide", "fused"),
+    [("guard", "host", True), ("guard", "device", True), ("attach", "host", False)],
+)
+def test_every_rule_clips_shards_as_it_clips_replicas(rule, way, decide, fused):
+    settings = {"rule": rule, "way": way, "decide": decide, "fused": fused}
+    wholes = world(2).run(clipped, kind="ddp", **settings)
+    shards = world(2).run(clipped, kind="fsdp", **settings)
+    assert min(wholes[0][1]) < 0.9
+    for told in (*wholes, *shards):
+        assert told[1] == pytest.approx(wholes[0][1], rel=1e-4)
+        torch.testing.assert_close(told[0], wholes[0][0], rtol=1e-4, atol=1e-6)
+
+
+class Mixed(Halves):
+    """With a plain matrix besides, whose gradient is the same on every rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Parameter(torch.randn(3, 8) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(super().forward(x), self.third)
+
+
+def mixed(rank: int, *, way: str, rule: str) -> tuple[float, str, dict[str, str]]:
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, foreach=False)
+    records: list[Any] = []
+    clip = copy.deepcopy(RULES[rule])
+    if way == "guard":
+        guard = Guard(model, optimizer, clip=clip)
+    else:
+        attachment = surefoot.attach(optimizer, model, clip=clip, on_record=records.append)
+    for step in range(3):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        loss = model(x).square().mean()
+        if way == "guard":
+            records.append(guard.step(loss))
+            continue
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (guard if way == "guard" else attachment).detach()
+    coefficients = [r.clip_coefficient for r in records]
+    return min(coefficients), str(coefficients), fingerprints(model, optimizer)
+
+
+@pytest.mark.parametrize("way", ["guard", "attach"])
+@pytest.mark.parametrize("rule", ["norm", "value", "two"])
+def test_shards_and_plain_tensors_in_one_optimizer_are_clipped_together(way, rule):
+    told = world(2).run(mixed, way=way, rule=rule)
+    assert told[0] == told[1]
+    assert told[0][0] < 0.9

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from surefoot.errors import ConfigError, UsageError
+from surefoot.guard.measure import local
 
 __all__ = [
     "Hand",
@@ -165,7 +166,7 @@ def apply_plain(
 
 def divide(gradients: Sequence[Tensor], divisor: float) -> None:
     """Divide in place, of any layout."""
-    dense = [g for g in gradients if g.layout == torch.strided]
+    dense = [local(g) for g in gradients if g.layout == torch.strided]
     if dense:
         torch._foreach_div_(dense, divisor)
     for gradient in gradients:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from surefoot.guard.measure import local
 from surefoot.guard.ranges import floating, look_at, read_looks
 from surefoot.records import Culprit
 
@@ -73,6 +73,5 @@ def all_finite(gradients: Sequence[Tensor]) -> bool:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    if isinstance(gradient, DTensor):
-        return gradient.to_local()
+    gradient = local(gradient)
     return gradient if gradient.layout == torch.strided else gradient.coalesce().values()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from surefoot.errors import ConfigError
+from surefoot.guard.measure import tensor_norms
 
 __all__ = [
     "AdaptiveClip",
@@ -143,7 +144,7 @@ class AdaptiveClip(_Stateless):
     def propose(self, seen: Seen) -> Shortening:
         """See :class:`Clip`."""
         with torch.no_grad():
-            weights = torch.stack(torch._foreach_norm(list(seen.parameters)))
+            weights = tensor_norms(seen.parameters)
         limit = self._factor * weights.clamp(min=self._least).to(seen.norms)
         factors = torch.clamp(limit / seen.norms.clamp(min=1e-30), max=1.0)
         return Shortening(torch.ones_like(seen.norm), factors)

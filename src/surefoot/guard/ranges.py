@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from surefoot.guard.measure import local
 from surefoot.records import Range
 
 __all__ = ["Look", "floating", "look_at", "read_looks"]
@@ -38,9 +38,7 @@ class Look(NamedTuple):
 
 def floating(tensor: Tensor) -> Tensor | None:
     """The tensor's numbers, strided, real and without graph; None where it has none."""
-    tensor = tensor.detach()
-    if isinstance(tensor, DTensor):
-        tensor = tensor.to_local()
+    tensor = local(tensor.detach())
     if tensor.layout in (torch.sparse_coo, torch.sparse_csr, torch.jagged):
         tensor = tensor.coalesce().values() if tensor.is_sparse else tensor.values()
     if tensor.is_complex():

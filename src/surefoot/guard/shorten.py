@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from surefoot.guard.clip import Clip, NormClip, Seen, Shortening
-from surefoot.guard.measure import Measured, ParameterTable
+from surefoot.guard.measure import Measured, ParameterTable, local, tensor_norms
 
 __all__ = ["Shortened", "Shortener"]
 
@@ -56,16 +56,16 @@ class Shortener:
     def _carry_out(
         self, proposed: Shortening, measured: Measured, seen: Seen, unit: Tensor
     ) -> Shortened:
-        left, gradients = seen.norm, measured.gradients
+        left, parts = seen.norm, [local(g) for g in measured.gradients]
         if proposed.factors is not None:
             factors = proposed.factors.to(seen.norms)
-            torch._foreach_mul_(gradients, list(factors.unbind()))
+            torch._foreach_mul_(parts, list(factors.unbind()))
             left = torch.linalg.vector_norm(seen.norms * factors)
         if proposed.limit is not None:
-            limits = [(proposed.limit * unit).to(g.dtype) for g in gradients]
-            torch._foreach_minimum_(gradients, limits)
-            torch._foreach_maximum_(gradients, [-limit for limit in limits])
-            left = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / unit
+            limits = [(proposed.limit * unit).to(g.dtype) for g in parts]
+            torch._foreach_minimum_(parts, limits)
+            torch._foreach_maximum_(parts, [-limit for limit in limits])
+            left = torch.linalg.vector_norm(tensor_norms(measured.gradients)) / unit
         effective = proposed.divisor * seen.norm / left.clamp(min=1e-30)
         return Shortened(proposed.divisor, torch.clamp(effective, min=1.0))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from surefoot.guard.buffers import BufferKeeper
-from surefoot.guard.measure import ParameterTable
+from surefoot.guard.measure import ParameterTable, local, tensor_norms
 from surefoot.records import Culprit
 
 __all__ = ["Replica", "Snapshot", "TrainingState"]
@@ -103,7 +103,7 @@ class Snapshot:
 
     def take(self, state: TrainingState) -> None:
         """Copy the state as it is."""
-        now = {name: _local(tensor) for name, tensor in state.tensors().items()}
+        now = {name: local(tensor) for name, tensor in state.tensors().items()}
         for name, tensor in now.items():
             kept = self._kept.get(name)
             if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
@@ -120,7 +120,7 @@ class Snapshot:
 
     def restore(self, state: TrainingState) -> None:
         """Put the copy back."""
-        now = {name: _local(tensor) for name, tensor in state.tensors().items()}
+        now = {name: local(tensor) for name, tensor in state.tensors().items()}
         if any(" of " in name and name not in self._kept for name in now):
             state.forget_optimizer_state()
         names = [name for name in self._kept if name in now]
@@ -146,7 +146,7 @@ class Snapshot:
 
 def _negative(tensors: dict[str, Tensor]) -> list[tuple[str, float]]:
     """What is a mean of squares and has gone below 0: its root is NaN at the next step."""
-    squares = {n: _local(t) for n, t in tensors.items() if _is_mean_of_squares(n)}
+    squares = {n: local(t) for n, t in tensors.items() if _is_mean_of_squares(n)}
     squares = {n: t for n, t in squares.items() if t.numel() and t.is_floating_point()}
     if not squares:
         return []
@@ -160,15 +160,7 @@ def _is_mean_of_squares(name: str) -> bool:
 
 def norms_of(tensors: dict[str, Tensor]) -> dict[str, float]:
     """L2 norm of every floating tensor; one read pass and one read."""
-    floating = {n: _local(t) for n, t in tensors.items() if t.is_floating_point()}
+    floating = {n: local(t) for n, t in tensors.items() if t.is_floating_point()}
     if not floating:
         return {}
-    wide = [
-        t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in floating.values()
-    ]
-    stacked = torch.stack([n.to("cpu", torch.float64) for n in torch._foreach_norm(wide)])
-    return dict(zip(floating, stacked.tolist(), strict=True))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return dict(zip(floating, tensor_norms(list(floating.values())).tolist(), strict=True))
