@@ -117,6 +117,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
 def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, one pass.
 
@@ -155,27 +156,26 @@ def _dense_norms(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     elements); BLAS uses all of them and is exact to 5 digits. Half precision is widened one tensor
     at a time, while it lies in the cache.
     """
+    half = gradients[0].dtype in _HALF
     if gradients[0].device.type != "cpu":
-        wider = torch.float32 if gradients[0].dtype in _HALF else None
-        return torch._foreach_norm(list(gradients), 2.0, wider)
-    if gradients[0].dtype in _HALF:
-        return [_blas_norm(g.reshape(-1).float()) for g in gradients]
-    norms: list[Tensor] = [torch.empty(0)] * len(gradients)
+        return torch._foreach_norm(list(gradients), 2.0, torch.float32 if half else None)
     large = torch.get_num_threads() > 1
-    small: list[int] = []
+    norms: list[Tensor] = []
+    small, squares = list[int](), list[Tensor]()
     for i, gradient in enumerate(gradients):
-        if large and gradient.numel() >= _LARGE and gradient.is_contiguous():
-            norms[i] = _blas_norm(gradient.view(-1))
+        if half or (large and gradient.numel() >= _LARGE and gradient.is_contiguous()):
+            flat = gradient.reshape(-1).float() if half else gradient.view(-1)
+            squares.append(torch.dot(flat, flat))
+            norms.append(squares[-1])
         else:
             small.append(i)
+            norms.append(gradient)
+    if squares:
+        torch._foreach_sqrt_(squares)
     if small:
         for i, norm in zip(small, torch._foreach_norm([gradients[i] for i in small]), strict=True):
             norms[i] = norm
     return norms
-
-
-def _blas_norm(flat: Tensor) -> Tensor:
-    return torch.dot(flat, flat).sqrt()
 
 
 def _sharded_norms(gradients: Sequence[Tensor]) -> Tensor:
