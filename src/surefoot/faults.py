@@ -134,7 +134,9 @@ class Culprit:
 
     @property
     def kind(self) -> str:
-        """``NaN``, ``Inf`` or ``finite``."""
+        """``NaN``, ``Inf``, ``none`` (no gradient at all) or ``finite``."""
+        if self.norm == 0.0:
+            return "none"
         return "NaN" if math.isnan(self.norm) else "Inf" if math.isinf(self.norm) else "finite"
 
     @property

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 from textwrap import wrap
 from typing import Any
 
-from surefoot.faults import Culprit, ForwardFault, Origin, Range, Sentence, TermRecord, plain
+from surefoot.faults import Culprit, ForwardFault, Origin, Range, TermRecord, plain
+from surefoot.outcomes import Cause, Event, Verdict
 
 __all__ = [
     "RECORD_VERSION",
@@ -29,83 +30,6 @@ __all__ = [
 ]
 
 RECORD_VERSION = 2
-
-
-class Verdict(Sentence):
-    """What became of a call to ``guard.step``."""
-
-    APPLIED = "applied", "the optimizer stepped"
-    REFUSED = "refused", "the step was refused; everything is as it was before it"
-    ACCUMULATED = "accumulated", "the gradient was added to the window; the step comes later"
-
-
-class Cause(Sentence):
-    """Why a step was refused."""
-
-    NONE = "none", "nothing was wrong"
-    NONFINITE_LOSS = "nonfinite_loss", "the loss was NaN or Inf"
-    NONFINITE_GRADIENT = "nonfinite_gradient", "a gradient was NaN or Inf"
-    OVERFLOW = "overflow", "gradients overflowed fp16 at this loss scale; the scale was backed off"
-    STALE = "stale", "the gradient belonged to weights that have been rolled back since"
-    SPIKE = "spike", "the loss or the gradient was far above that of the accepted steps"
-    NORM_OVERFLOW = (
-        "norm_overflow",
-        "every gradient was finite, but their norm is beyond float32: an absurd gradient",
-    )
-
-
-class Event(Sentence):
-    """What else happened during a step, beside its verdict."""
-
-    CLIPPED = "clipped", "the gradient was longer than the threshold and was shortened to it"
-    RATE_JUMPED = "rate_jumped", "a learning rate is more than ten times what it ever was before"
-    LOSS_SPIKE = "loss_spike", "the loss was far above that of the accepted steps"
-    GRADIENT_SPIKE = (
-        "gradient_spike",
-        "the gradient norm was far above that of the accepted steps",
-    )
-    GRADIENTS_KEPT = (
-        "gradients_kept",
-        "the gradients of the steps before were not zeroed and are part of this one",
-    )
-    GRADIENTS_TOUCHED = (
-        "gradients_touched",
-        "between two micro-batches something else changed the gradients: clip_grad_norm_, unscale_ "
-        "and zero_grad have no place beside guard.step",
-    )
-    GRADIENT_ZERO = "gradient_zero", "every gradient was exactly 0: nothing is learnt from this"
-    DIVERGED = (
-        "diverged",
-        "the loss has left its valley: it stayed far above what it was, or crept away",
-    )
-    ROLLED_BACK = (
-        "rolled_back",
-        "the state was bad, so weights, buffers and optimizer went back to the last good snapshot",
-    )
-    ROLLBACK_UNDONE = (
-        "rollback_undone",
-        "going back did not help, so the state from before it was put in again",
-    )
-    PARTIAL_WINDOW = (
-        "partial_window",
-        "the window closed with fewer micro-batches than asked; their mean was used",
-    )
-    SCALE_BACKED_OFF = "scale_backed_off", "the loss scale was reduced"
-    SCALE_GREW = "scale_grew", "the loss scale was raised"
-    SCALE_AT_FLOOR = "scale_at_floor", "the loss scale stands at its floor"
-    BACKWARD_SKIPPED = "backward_skipped", "the loss was not finite, so backward was not run"
-    BUFFERS_MENDED = (
-        "buffers_mended",
-        "module buffers were NaN or Inf though no step here had made them so; they were put back",
-    )
-    BATCH_OUTLYING = (
-        "batch_outlying",
-        "the batch was so unlike all others that BatchNorm's running statistics leave it out",
-    )
-    BUFFERS_RESTORED = (
-        "buffers_restored",
-        "module buffers were put back to what they were before the forward pass",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,21 +90,29 @@ class StepRecord:
         """The samples that the bad value stands in, as far as they could be told apart."""
         return self.fault.samples if self.fault and self.fault.samples else self.sample_ids
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The parameters that have had no gradient for many steps, where that is the event."""
+        return tuple(c.name for c in self.culprits if c.norm == 0.0)
+
     def __str__(self) -> str:
         line = f"step {self.step}: {self.verdict}"
         if self.cause is not Cause.NONE:
             line += f": {self.cause}{self._on_ranks}"
-        if self.culprits:
-            line += f" in {_some([f'{c.name} ({c.kind})' for c in self.culprits])}"
+        bad = [c for c in self.culprits if c.norm != 0.0]
+        if bad:
+            line += f" in {_some([f'{c.name} ({c.kind})' for c in bad])}"
         if self.fault is not None and self.fault.located:
             line += f"; {self.fault}"
         if self.refused:
-            bad = [t.name for t in self.terms if t.bad]
-            if 0 < len(bad) < len(self.terms):
-                line += f"; in the term{'s'[: len(bad) - 1]} {_some(bad)}"
+            terms = [t.name for t in self.terms if t.bad]
+            if 0 < len(terms) < len(self.terms):
+                line += f"; in the term{'s'[: len(terms) - 1]} {_some(terms)}"
             line += f"; on {_some(self.samples)}" if self.samples else ""
         if Event.ROLLED_BACK in self.events or Event.ROLLBACK_UNDONE in self.events:
             line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
+        if Event.SILENT_PARAMETER in self.events:
+            line += f"; no gradient for many steps in {_some(self.silent)}"
         return line
 
     @property
@@ -277,6 +209,8 @@ _AFTER_CAUSE = {
     Cause.STALE: "nothing",
     Cause.SPIKE: "look at these samples; if the level stays it becomes the new one",
     Cause.NORM_OVERFLOW: "check the learning rate and the scale of the inputs",
+    Cause.NO_GRADIENT: "look at how this batch's loss is made: a constant, .detach(), .item(), an "
+    "empty selection, or torch.no_grad()",
 }
 _AFTER_ORIGIN = {
     Origin.INPUT: "look at these samples: the data is bad before the model sees it (a damaged "

@@ -136,6 +136,10 @@ class LossTerms:
         """Weight of a term."""
         return float(self.weights.get(name, 1.0))
 
+    def detach(self) -> LossTerms:
+        """The same values without their graph."""
+        return LossTerms({n: v.detach() for n, v in self.values.items()}, self.weights)
+
     @property
     def total(self) -> Tensor:
         """Sum of weight x value; terms of weight 0 are left out, so that 0 x NaN is no NaN."""

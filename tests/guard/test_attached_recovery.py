@@ -129,3 +129,20 @@ def test_what_the_guard_has_learnt_travels_in_the_optimizers_checkpoint():
     assert (
         other.attachment._stepper.spikes.state_dict() == run.attachment._stepper.spikes.state_dict()
     )
+
+
+@both
+def test_an_average_that_the_loop_updates_goes_back_with_the_weights(decide):
+    run = TheirRun(decide)
+    averaged = torch.optim.swa_utils.AveragedModel(run.model)
+    assert run.attachment.protect(averaged) is averaged
+    for _ in range(60):
+        run.go(1)
+        averaged.update_parameters(run.model)
+    with torch.no_grad():
+        next(averaged.parameters()).fill_(math.nan)
+    run.go(60)
+    assert run.events() == [Event.ROLLED_BACK]
+    (told,) = (r for r in run.records if Event.ROLLED_BACK in r.events)
+    assert told.culprits[0].name.startswith("average 0 of ")
+    assert all(bool(torch.isfinite(p).all()) for p in averaged.parameters())

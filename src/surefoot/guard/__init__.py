@@ -13,6 +13,7 @@ from surefoot.guard.clip import (
 from surefoot.guard.guard import Guard
 from surefoot.guard.memory import Growth, MemoryReading, MemoryWatch
 from surefoot.guard.policy import Policy
+from surefoot.guard.precision import PrecisionCheck, PrecisionTrial, check_precision
 from surefoot.guard.replay import Replay, replay
 from surefoot.guard.stall import Stall, StallWatch
 
@@ -28,11 +29,14 @@ __all__ = [
     "NormClip",
     "PercentileClip",
     "Policy",
+    "PrecisionCheck",
+    "PrecisionTrial",
     "Replay",
     "Stall",
     "StallWatch",
     "ValueClip",
     "ZScoreClip",
     "attach",
+    "check_precision",
     "replay",
 ]

@@ -14,8 +14,12 @@ from surefoot.shapes import LossTerms
 __all__ = ["Accumulation", "as_terms"]
 
 
-def as_terms(loss: Tensor | LossTerms) -> LossTerms:
+def as_terms(loss: Tensor | LossTerms, *, may_be_constant: bool = False) -> LossTerms:
     """Named terms of whatever ``guard.step`` was given.
+
+    Args:
+        loss: a scalar, or terms.
+        may_be_constant: whether a loss without gradient is let through.
 
     Raises:
         UsageError: the loss is not a scalar, or no gradient can come from it.
@@ -29,7 +33,7 @@ def as_terms(loss: Tensor | LossTerms) -> LossTerms:
                 "Reduce it with .mean() or .sum() first."
             )
         terms = LossTerms({"loss": loss.reshape(())}, {})
-    if not any(value.requires_grad for value in terms.values.values()):
+    if not may_be_constant and not any(value.requires_grad for value in terms.values.values()):
         raise UsageError(
             "guard.step: the loss carries no gradient: it is a constant, was detached, or was "
             "computed under torch.no_grad(). Training on it would change nothing."

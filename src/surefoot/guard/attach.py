@@ -166,6 +166,18 @@ class Attachment:
         """
         self._stepper.inspector.keep_failures(folder)
 
+    def protect(
+        self, averaged: torch.optim.swa_utils.AveragedModel
+    ) -> torch.optim.swa_utils.AveragedModel:
+        """Roll an average that the loop updates itself back with the weights; returns it.
+
+        >>> model = nn.Linear(2, 1)
+        >>> attachment = attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+        >>> ema = attachment.protect(torch.optim.swa_utils.AveragedModel(model))
+        """
+        self._stepper.protected.append(averaged)
+        return averaged
+
     def detach(self) -> None:
         """Take every hook off; optimizer and model are as they were before :func:`attach`."""
         self._hand.put_back()

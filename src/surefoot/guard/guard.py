@@ -180,9 +180,11 @@ model's own input was not finite: NaN in input[0]
 
         Raises:
             TrainingDiverged: the policy's limit of refusals was reached.
-            UsageError: no gradient can come from this loss, or none came.
+            UsageError: no gradient can come from this loss, or none came, and none ever did. Once a
+                step was applied, a batch without gradient is refused instead.
         """
-        terms = as_terms(loss)
+        started = self._stepper.tally.applied > 0 and not self._stepper.together
+        terms = as_terms(loss, may_be_constant=started)
         total = terms.total
         window = self._window
         if window.micro_batches and not window.poisoned and self._mark.changes():
@@ -199,7 +201,7 @@ model's own input was not finite: NaN in input[0]
             if not window.poisoned:
                 inspector.suspect(terms, float(scale))
             window.poison(sample_ids)
-        if not window.poisoned:
+        if not window.poisoned and total.requires_grad:
             if window.micro_batches == 1:
                 inspector.sample(terms, self._stepper.tally.step, scale)
             self._backward(total)
@@ -239,6 +241,7 @@ model's own input was not finite: NaN in input[0]
     ) -> torch.optim.swa_utils.AveragedModel:
         """Update this average after every applied step, and only then; returns it."""
         self._stepper.averages.append(averaged)
+        self._stepper.protected.append(averaged)
         return averaged
 
     def keep_failures(self, folder: Path | str) -> None:

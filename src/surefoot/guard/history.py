@@ -31,6 +31,7 @@ _ADVICE = {
         "fp32, or look for what makes them so large."
     ),
     Cause.NORM_OVERFLOW: "Check the learning rate and the range of the inputs.",
+    Cause.NO_GRADIENT: "Look at how the loss of these batches is made.",
     Cause.SPIKE: "Look at the samples of the spikes, and at the learning rate.",
 }
 

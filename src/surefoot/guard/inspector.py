@@ -32,6 +32,7 @@ from surefoot.shapes import LossTerms
 __all__ = ["Inspector"]
 
 _MOST_SAMPLES = 16
+_NOTHING_TO_SEE = (Cause.STALE, Cause.NO_GRADIENT)
 _FINITE = (Cause.SPIKE, Cause.NORM_OVERFLOW)
 _Gradients = list[tuple[float, float]]
 
@@ -144,7 +145,7 @@ class Inspector:
     def inspect(self, record: StepRecord) -> StepRecord:
         """The record with what was found of its fault, where it is its turn; nothing is raised."""
         case = self._cases.pop(record.step, None)
-        if not record.refused or record.cause is Cause.STALE or case is None:
+        if not record.refused or record.cause in _NOTHING_TO_SEE or case is None:
             return record
         if self._keeper is None or not self._agree(record.cause is not Cause.OVERFLOW):
             return record

@@ -18,6 +18,7 @@ from surefoot.errors import UsageError
 
 __all__ = ["Measured", "ParameterTable", "local", "tensor_norms"]
 
+_SILENT_AFTER = 50
 _HALF = (torch.float16, torch.bfloat16)
 _LARGE = 2**15
 """Elements from which one tensor is worth all threads."""
@@ -55,11 +56,30 @@ class ParameterTable:
         self.groups = tuple(group for *_, group in found)
         self._shape = self._count()
         self._seen: set[int] = set()
+        self._present: list[int] = []
+        self._alike = 0
+        self._told: set[str] = set()
 
     @property
     def silent(self) -> tuple[str, ...]:
         """Names of the parameters that no measured step had a gradient for."""
         return tuple(name for i, name in enumerate(self.names) if i not in self._seen)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no parameter has a gradient."""
+        return all(parameter.grad is None for parameter in self.parameters)
+
+    def fell_silent(self) -> tuple[str, ...]:
+        """Names of those that have just gone without gradient for 50 steps while others had one;
+        each is named once. Experts that take turns are not meant: the set has to be the same.
+        """
+        if self._alike != _SILENT_AFTER or len(self._present) == len(self.names):
+            return ()
+        present = set(self._present)
+        found = [n for i, n in enumerate(self.names) if i not in present and n not in self._told]
+        self._told.update(found)
+        return tuple(found)
 
     def _count(self) -> tuple[int, ...]:
         return tuple(len(group["params"]) for group in self.optimizer.param_groups)
@@ -93,6 +113,8 @@ class ParameterTable:
             )
         if len(self._seen) < len(gradients):
             self._seen.update(indices)
+        self._alike = self._alike + 1 if indices == self._present else 1
+        self._present = indices
         norms = tensor_norms(present)
         return Measured(indices, present, norms, torch.linalg.vector_norm(norms))
 
@@ -149,7 +171,7 @@ def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack(norms)
 
 
-def _dense_norms(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _dense_norms(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Of strided, real tensors of one dtype and device.
 
     On the CPU ``_foreach_norm`` uses one thread and adds up in float32 (0.1 % off for 20 million
@@ -158,7 +180,7 @@ def _dense_norms(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """
     half = gradients[0].dtype in _HALF
     if gradients[0].device.type != "cpu":
-        return torch._foreach_norm(list(gradients), 2.0, torch.float32 if half else None)
+        return list(torch._foreach_norm(list(gradients), 2.0, torch.float32 if half else None))
     large = torch.get_num_threads() > 1
     norms: list[Tensor] = []
     small, squares = list[int](), list[Tensor]()

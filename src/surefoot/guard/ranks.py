@@ -99,7 +99,7 @@ class _View(NamedTuple):
 
     @property
     def located(self) -> bool:
-        return self.fault is not None and self.fault.origin.located
+        return self.fault is not None and self.fault.located
 
 
 def take_over(record: StepRecord) -> None:

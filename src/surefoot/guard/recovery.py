@@ -59,6 +59,8 @@ class Recovery:
         self._candidate: Snapshot | None = None
         self._before: Snapshot | None = None
         self._spare = [Snapshot() for _ in range(3)]
+        self._norms: dict[str, float] | None = None
+        """Of the state as it is now, where it has been looked through."""
         self._since_taken = self._since_rollback = 0
         self._refusals = self._high = 0
         self._level, self._level_before = Level(ratio=policy.drift_ratio), math.nan
@@ -84,6 +86,7 @@ class Recovery:
             return None
         self._refusals = 0 if record.applied else self._refusals + 1
         leaves, stays = far_off
+        self._norms = None
         self._high = self._high + 1 if leaves or (stays and self._high) else 0
         self._since_taken += record.applied
         self._slow_steps = max(0, self._slow_steps - record.applied)
@@ -109,7 +112,7 @@ class Recovery:
         """Look the state through now."""
         if self._proven is None:
             return None
-        faults = self._proven.faults(self._state)
+        faults, self._norms = self._proven.faults(self._state)
         if not self._together:
             return self._mend(faults) if faults else None
         # A shard may be bad on a single rank.
@@ -143,7 +146,7 @@ class Recovery:
 
     def _take(self) -> Snapshot:
         snapshot = self._spare.pop()
-        snapshot.take(self._state)
+        snapshot.take(self._state, self._norms)
         return snapshot
 
     def _due(self, record: StepRecord) -> bool:
@@ -175,6 +178,7 @@ class Recovery:
     def _go_back(self, events: tuple[Event, ...], faults: tuple[Culprit, ...] = ()) -> Trouble:
         assert self._proven is not None
         self._proven.restore(self._state)
+        self._norms = None
         self._candidate = self._release(self._candidate)
         self._since_taken = self._refusals = self._high = self._since_rollback = 0
         self._level.forget(best=False)

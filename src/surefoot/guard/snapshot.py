@@ -101,8 +101,8 @@ class Snapshot:
         self._kept: dict[str, Tensor] = {}
         self.norms: dict[str, float] = {}
 
-    def take(self, state: TrainingState) -> None:
-        """Copy the state as it is."""
+    def take(self, state: TrainingState, norms: dict[str, float] | None = None) -> None:
+        """Copy the state as it is; its ``norms`` where they are known already."""
         now = {name: local(tensor) for name, tensor in state.tensors().items()}
         for name, tensor in now.items():
             kept = self._kept.get(name)
@@ -112,7 +112,7 @@ class Snapshot:
         self._kept = {name: self._kept[name] for name in now}
         if now:
             torch._foreach_copy_(list(self._kept.values()), list(now.values()))
-        self.norms = norms_of(now)
+        self.norms = norms_of(now) if norms is None else norms
 
     def kept(self, name: str) -> Tensor | None:
         """This copy of one tensor."""
@@ -127,8 +127,8 @@ class Snapshot:
         with torch.no_grad():
             torch._foreach_copy_([now[n] for n in names], [self._kept[n] for n in names])
 
-    def faults(self, state: TrainingState) -> tuple[Culprit, ...]:
-        """What in the state is not finite, or absurdly larger than in this copy; at most 16.
+    def faults(self, state: TrainingState) -> tuple[tuple[Culprit, ...], dict[str, float]]:
+        """What in the state is not finite, or absurdly larger than in this copy; and the norms.
 
         What was not finite in the copy either is no fault: an attention mask holds -inf by design,
         and going back would not mend it.
@@ -136,12 +136,13 @@ class Snapshot:
         weights, found = state.weights(), list[Culprit]()
         tensors = state.tensors()
         found.extend(Culprit(f"{name} (negative)", value) for name, value in _negative(tensors))
-        for name, norm in norms_of(tensors).items():
+        norms = norms_of(tensors)
+        for name, norm in norms.items():
             then = self.norms.get(name, 0.0)
             absurd = name in weights and norm > max(_ABSURD_FLOOR, _ABSURD_GROWTH * then)
             if math.isfinite(then) and (absurd or not math.isfinite(norm)):
                 found.append(Culprit(name, norm))
-        return tuple(found[:16])
+        return tuple(found[:16]), norms
 
 
 def _negative(tensors: dict[str, Tensor]) -> list[tuple[str, float]]:

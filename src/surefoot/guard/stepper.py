@@ -67,9 +67,11 @@ class Stepper:
         self.tally, self.history = Tally(), History()
         self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
         self.averages: list[torch.optim.swa_utils.AveragedModel] = []
+        self.protected = list[torch.optim.swa_utils.AveragedModel]()
+        """What goes back with the weights; of these the guard itself updates ``averages``."""
         self.together, self.on_device = together, on_device
         self._model, self._policy = model, policy
-        self._state = TrainingState(model, self.table, self.averages, self.buffers)
+        self._state = TrainingState(model, self.table, self.protected, self.buffers)
         self.recovery = Recovery(self._state, policy, together=together)
         self.inspector = Inspector(model, self.table, self.buffers, policy, together=together)
         self.hand: Hand = OwnStep(optimizer, lambda: self.recovery.rates(optimizer))
@@ -103,10 +105,12 @@ class Stepper:
         """
         facts = replace(self._facts(micro, accumulate), stale=stale)
         self.inspector.window_closed(facts.step)
-        if micro.poisoned or stale:
-            return self._refuse_unmeasured(micro, facts)
+        unreached = facts.loss_votes and self.tally.applied > 0 and self.table.untouched
+        if micro.poisoned or stale or unreached:
+            return self._refuse_unmeasured(micro, replace(facts, unreached=unreached))
         self.recovery.begin()
         measured = self.table.measure()
+        facts = replace(facts, silent=self.table.fell_silent())
         if self.on_device and seed_momentum(self.optimizer):
             return self._decide_on_device(micro, measured, facts)
         return self._decide_on_host(micro, measured, facts)
@@ -191,6 +195,7 @@ class Stepper:
             learning_rates=rates,
             gradients_kept=self.gradients_kept,
             gradients_touched=micro.touched,
+            zero_rate=self.tally.rate_vanished(rates),
             rate_jumped=self.tally.rate_jumps(rates, self._policy.window_warmup),
             micro_batches=micro.micro_batches or 1,
             accumulate=accumulate,

@@ -18,7 +18,7 @@ __all__ = ["Facts", "Tally", "landed", "learning_rates", "reason_to_stop", "reco
 
 
 _RATE_JUMP = 10.0
-_NOT_THE_GRADIENTS = (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE, Cause.STALE)
+_NOT_THE_GRADIENTS = (Cause.NONE, Cause.NONFINITE_LOSS, Cause.SPIKE, Cause.STALE, Cause.NO_GRADIENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,11 @@ class Facts:
     """What a spike's gradient is shortened to."""
     spike_refused: bool = False
     stale: bool = False
+    unreached: bool = False
+    """The loss depends on no parameter, though those of the steps before did."""
+    silent: tuple[str, ...] = ()
+    """Parameters that have had no gradient for many steps; told once."""
+    zero_rate: bool = False
     elements_finite: bool = False
     """A look at the elements found every one finite (only where the host decides)."""
 
@@ -111,6 +116,10 @@ class Tally:
             self.applied, self.consecutive = self.applied + 1, 0
         else:
             self.refused, self.consecutive = self.refused + 1, self.consecutive + 1
+
+    def rate_vanished(self, rates: Sequence[float]) -> bool:
+        """Whether every rate is 0 and was not always: a warm-up's first step does not count."""
+        return self.highest_rate > 0.0 and not any(rates)
 
     def rate_jumps(self, rates: Sequence[float], warmup: int) -> bool:
         """Whether a rate is ten times what it ever was; a warm-up's first steps do not count."""
@@ -165,6 +174,7 @@ def record_of(facts: Facts, tally: Tally) -> StepRecord:
         culprits=(
             *(culprits(facts.names, facts.norms) if gradients_bad and facts.norms else ()),
             *(Culprit(name, math.nan) for name in facts.mended[:16]),
+            *(Culprit(name, 0.0) for name in facts.silent[:16]),
         ),
         sample_ids=facts.sample_ids,
         rank=facts.rank,
@@ -204,6 +214,8 @@ def _cause(facts: Facts) -> Cause:
         return Cause.NONE
     if facts.stale:
         return Cause.STALE
+    if facts.unreached:
+        return Cause.NO_GRADIENT
     if facts.finite:
         return Cause.SPIKE
     if facts.term_names and not math.isfinite(facts.loss):
@@ -219,6 +231,8 @@ def _events(facts: Facts) -> tuple[Event, ...]:
     happened = {
         Event.CLIPPED: facts.good and facts.clip_divisor > 1.0,
         Event.RATE_JUMPED: facts.rate_jumped,
+        Event.ZERO_RATE: facts.zero_rate,
+        Event.SILENT_PARAMETER: bool(facts.silent),
         Event.GRADIENTS_KEPT: facts.gradients_kept,
         Event.GRADIENTS_TOUCHED: facts.gradients_touched,
         Event.GRADIENT_ZERO: facts.total_norm == 0.0,

@@ -66,7 +66,7 @@ class LossRoute:
 
     def observe(self, loss: Tensor | LossTerms, sample_ids: Sequence[str] = ()) -> None:
         """A micro-batch's loss, true size; it is kept without its graph."""
-        kept = loss.detach() if isinstance(loss, Tensor) else loss
+        kept = loss.detach()
         only = next(iter(self._guards.values())) if len(self._guards) == 1 else self._under_way
         if only is None:
             self._waiting.append((kept, sample_ids))
