@@ -363,6 +363,70 @@ BOOKKEEPING = {
     ),
 }
 
+_WITH_LOSS = {"loss": falling(60)}
+OWN_JOURNAL = {
+    "SF108": Pair(
+        log(said("fault_input", 30, "step 28: the model's own input was not finite"), **_WITH_LOSS),
+        RootCause.BAD_DATA_OR_LABELS,
+        # Refused, and nobody looked where the value came up.
+        log(said("refused", 30, "step 28 was refused: the loss was NaN or Inf"), **_WITH_LOSS),
+    ),
+    "SF208": Pair(
+        log(said("precision_fallback", 2, "fp32 instead of fp16: it overflowed"), **_WITH_LOSS),
+        RootCause.FP16_OVERFLOW,
+        log(**_WITH_LOSS, settings={"precision": "fp16"}),
+    ),
+    "SF506": Pair(
+        log(said("rate_jumped", 40, "step 38: a learning rate is more than ten times"), lr=_COSINE),
+        RootCause.SCHEDULE_ERROR,
+        log(lr=_COSINE, **_WITH_LOSS),
+    ),
+    "SF604": Pair(
+        log(said("memory_growth", 30, "host memory grows", per_step=1e6, steps_left=900.0)),
+        RootCause.MEMORY_LEAK,
+        log(said("stalled", 30, "no step for 900 s", seconds=900.0)),
+    ),
+    "SF704": Pair(
+        log(*(said("sample_set_aside", i, f"sample {i} is not loaded again") for i in (3, 5, 9))),
+        RootCause.BAD_DATA_OR_LABELS,
+        log(said("worker_replaced", 3, "a data worker died and was replaced")),
+    ),
+    "SF705": Pair(
+        log(said("refused_again", 30, "sample a: 2 steps with it were refused"), **_WITH_LOSS),
+        RootCause.BAD_DATA_OR_LABELS,
+        log(said("refused", 30, "step 28 was refused: the loss was NaN on a"), **_WITH_LOSS),
+    ),
+    "SF810": Pair(
+        log(
+            *(said("rolled_back", line, "step 9: the state was bad") for line in (11, 21, 31)),
+            said("diverged", 11, "step 9: the loss has left its valley"),
+            **_WITH_LOSS,
+        ),
+        RootCause.LR_TOO_HIGH,
+        log(said("loss_spike", 11, "step 9: the loss was far above"), **_WITH_LOSS),
+    ),
+    "SF906": Pair(
+        log(said("save_failed", 30, "No space left on device", failures=1.0), **_WITH_LOSS),
+        RootCause.UNKNOWN,
+        log(said("saved", 30, "saved in checkpoints/1"), **_WITH_LOSS),
+    ),
+    "SF907": Pair(
+        log(said("lines_lost", 30, "12 lines of the journal were lost", lines=12.0), **_WITH_LOSS),
+        RootCause.UNKNOWN,
+        log(said("resumed", 30, "resumed: the run went on here"), **_WITH_LOSS),
+    ),
+    "SF908": Pair(
+        log(said("stalled", 30, "no step for 900 s; it waits in a lock", seconds=900.0)),
+        RootCause.UNKNOWN,
+        log(said("resumed", 30, "resumed: the run went on here"), **_WITH_LOSS),
+    ),
+    "SF909": Pair(
+        log(said("gradients_touched", 5, "step 3: something else changed the gradients")),
+        RootCause.SCALER_MISUSE,
+        log(said("gradient_spike", 5, "step 3: the gradient norm was far above")),
+    ),
+}
+
 PAIRS: dict[str, Pair] = {
     **NUMBERS,
     **LOSS_SCALE,
@@ -373,4 +437,5 @@ PAIRS: dict[str, Pair] = {
     **DATA,
     **PROGRESS,
     **BOOKKEEPING,
+    **OWN_JOURNAL,
 }

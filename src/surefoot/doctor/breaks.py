@@ -64,9 +64,11 @@ def first_break(columns: Iterable[Column]) -> Break | None:
 
 def nonfinite_terms(case: Case) -> tuple[list[Column], list[Column]]:
     """The terms that end in no number, and those that stay finite on the same steps."""
-    broken = [first_break([c]) for c in case.terms]
+    # Raw and weighted, a term stands there twice under one name.
+    terms = {column.name: column for column in reversed(case.terms)}
+    broken = [first_break([c]) for c in terms.values()]
     lasting = [b.column for b in broken if b is not None and b.lasting]
-    fine = [c for c in case.terms if np.isfinite(c.values).all()]
+    fine = [c for c in terms.values() if np.isfinite(c.values).all()]
     return lasting, fine
 
 

@@ -8,6 +8,8 @@ from surefoot.doctor.rules import (
     bookkeeping,
     data,
     gradients,
+    guarded,
+    keeping,
     loss_scale,
     losses,
     memory,
@@ -33,6 +35,8 @@ _FAMILIES = (
     data,
     progress,
     bookkeeping,
+    guarded,
+    keeping,
 )
 
 RULES: tuple[Rule, ...] = tuple(

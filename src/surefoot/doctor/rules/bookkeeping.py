@@ -13,7 +13,7 @@ from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import SKIPPED_BATCH
 from surefoot.doctor.rule import Blind, Rule, rule
-from surefoot.doctor.spot import said_at
+from surefoot.doctor.spot import counted, said_at
 from surefoot.journal.series import Message, Role
 
 __all__ = ["RULES"]
@@ -117,11 +117,13 @@ def too_short(case: Case) -> Iterator[Finding | Blind]:
         return
     yield Finding(
         code="SF904",
-        title=f"there are {longest} values of the loss: no trend can be told from them",
+        title=f"{counted(longest, 'value')} of the loss: no trend can be told from that",
         cause=RootCause.UNKNOWN,
         severity=Severity.NOTE,
         confidence=0.3,
-        evidence=(Evidence("values", longest, f"the longest column has {longest} values"),),
+        evidence=(
+            Evidence("values", longest, f"the longest column has {counted(longest, 'value')}"),
+        ),
         log_next=("some hundred steps",),
     )
 

@@ -12,10 +12,12 @@ from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import BAD_INPUT, BAD_LABEL
 from surefoot.doctor.remedies import remedy_for
 from surefoot.doctor.rule import Rule, rule
-from surefoot.doctor.spot import said_at, spot
+from surefoot.doctor.spot import counted, said_at, spot
 from surefoot.journal.series import Message, Role
 
 __all__ = ["RULES"]
+
+_MANY_ASIDE, _SHOWN = 3, 3
 
 
 @rule("SF701", "a sample that the log names as damaged")
@@ -83,6 +85,62 @@ def periodic_spikes(case: Case) -> Iterator[Finding]:
     )
 
 
+@rule("SF704", "samples that were set aside")
+def set_aside(case: Case) -> Iterator[Finding]:
+    """The loader could not read them, or a check refused them, and the run went on without."""
+    told = case.of_kind("sample_set_aside")
+    if not told:
+        return
+    many = len(told) >= _MANY_ASIDE
+    yield Finding(
+        code="SF704",
+        title=f"{counted(len(told), 'sample')} could not be used, and the run went on without",
+        cause=RootCause.BAD_DATA_OR_LABELS,
+        severity=Severity.WARNING if many else Severity.NOTE,
+        confidence=0.8,
+        **said_at(told[0]),
+        evidence=tuple(
+            Evidence("sample", m.text, f"line {m.line}: {m.text[:120]}") for m in told[:_SHOWN]
+        ),
+        not_this=("not a fault of the training: it goes on with other samples in their place",),
+        remedy=("mend these files, or take them out of the data set",),
+        explains=("SF701",),
+    )
+
+
+@rule("SF705", "samples whose steps are refused each time")
+def refused_again(case: Case) -> Iterator[Finding]:
+    """The same samples, epoch after epoch, with good steps in between: it is they."""
+    told = case.of_kind("refused_again")
+    if not told:
+        return
+    names = list(dict.fromkeys(m.text.partition(": ")[0] for m in told))
+    shown = ", ".join(names[:_SHOWN]) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
+    yield Finding(
+        code="SF705",
+        title=f"each step with {shown} is refused, and steps without are not",
+        cause=RootCause.BAD_DATA_OR_LABELS,
+        severity=Severity.WARNING,
+        confidence=0.85,
+        **said_at(told[0]),
+        evidence=(
+            Evidence("samples", len(names), counted(len(names), "sample")),
+            Evidence("message", told[0].text, f"line {told[0].line}: {told[0].text[:140]}"),
+        ),
+        not_this=(
+            "not lr_too_high: that strikes at a time, not at samples",
+            "not numerically_unsafe_op alone: other samples pass the same operation",
+        ),
+        remedy=(
+            "look at these samples: empty targets, values that are no numbers, boxes without area",
+            "SafeLoader(loader, check=...) sets aside what a check refuses",
+        ),
+        explains=("SF103", "SF106", "SF404", "SF703", "SF804"),
+    )
+
+
 def _counted_as_bad(case: Case) -> list[Message]:
     """Columns that count NaN in inputs, as if each had been said."""
     said = re.compile(BAD_INPUT, re.I)
@@ -118,4 +176,10 @@ def _said(
     )
 
 
-RULES: tuple[Rule, ...] = (named_sample, label_out_of_range, periodic_spikes)
+RULES: tuple[Rule, ...] = (
+    named_sample,
+    label_out_of_range,
+    periodic_spikes,
+    set_aside,
+    refused_again,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
 from surefoot.doctor.phrases import KILLED, OUT_OF_MEMORY, WORKER_KILLED
 from surefoot.doctor.robust import condense, last_level, level, slope, trend_share
 from surefoot.doctor.rule import Rule, rule
-from surefoot.doctor.spot import said_at, spot
+from surefoot.doctor.spot import counted, said_at, spot
 from surefoot.journal.series import Column, Message, Role
 
 __all__ = ["RULES"]
@@ -72,17 +73,20 @@ def out_of_memory(case: Case) -> Iterator[Finding]:
 @rule("SF603", "a data worker that was killed")
 def worker_killed(case: Case) -> Iterator[Finding]:
     """The system kills workers when the host's memory is full, or the shared memory too small."""
-    told = [*case.of_kind("worker_killed"), *case.said(WORKER_KILLED)]
+    replaced = case.of_kind("worker_replaced")
+    told = [*case.of_kind("worker_killed"), *case.said(WORKER_KILLED), *replaced]
     if not told:
         return
     first = min(told, key=lambda message: message.line)
     shared = "shm" in first.text.lower() or "bus error" in first.text.lower()
+    went_on = len(replaced) == len(told)
     yield Finding(
         code="SF603",
         title="a data worker was killed"
-        + (": the shared memory is too small" if shared else ", most likely for want of memory"),
+        + (": the shared memory is too small" if shared else ", most likely for want of memory")
+        + (f"; replaced {counted(len(told), 'time')}" if went_on else ""),
         cause=RootCause.UNKNOWN if shared else RootCause.MEMORY_LEAK,
-        severity=Severity.CRITICAL,
+        severity=Severity.WARNING if went_on else Severity.CRITICAL,
         confidence=0.6,
         **said_at(first),
         evidence=(Evidence("message", first.text, f"line {first.line}: {first.text[:120]}"),),
@@ -93,6 +97,35 @@ def worker_killed(case: Case) -> Iterator[Finding]:
             *(("docker run --shm-size=8g",) if shared else ()),
         ),
         log_next=("resident memory of the main process and of each worker",),
+    )
+
+
+@rule("SF604", "memory growth that the run itself told of")
+def told_of_growth(case: Case) -> Iterator[Finding]:
+    """surefoot's memory watch looks at every process and says what became more."""
+    told = case.of_kind("memory_growth")
+    if not told:
+        return
+    last = told[-1]
+    left = last.values.get("steps_left", math.inf)
+    yield Finding(
+        code="SF604",
+        title=last.text[:160],
+        cause=RootCause.MEMORY_LEAK,
+        severity=Severity.WARNING,
+        confidence=0.8,
+        **said_at(told[0]),
+        evidence=(
+            Evidence("per_step", last.values.get("per_step", math.nan), "bytes in each step"),
+            Evidence("steps_left", left, "steps that the memory lasts for at this pace"),
+            Evidence("times", len(told), f"said {counted(len(told), 'time')}"),
+        ),
+        not_this=("not a cache that fills once: the watch waits for growth that does not slow",),
+        remedy=(
+            "keep numbers, not tensors: loss.item() or .detach() in lists and running sums",
+            "bound the caches of the data workers, or have fewer of them",
+        ),
+        explains=("SF602", "SF603"),
     )
 
 
@@ -131,7 +164,7 @@ def _leak(case: Case, known: Column, role: Role) -> Finding:
             "host: bound the caches of the data workers (workers x frames x bytes of a frame); "
             "persistent workers, fewer of them",
         ),
-        explains=("SF602", "SF603"),
+        explains=("SF602", "SF603", "SF604"),
     )
 
 
@@ -142,4 +175,4 @@ def _is_early(case: Case, message: Message) -> bool:
     return int(np.sum(column.lines < message.line)) <= 2
 
 
-RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed)
+RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed, told_of_growth)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from surefoot.journal.foreign.grammar import Field
 from surefoot.journal.foreign.json_lines import numbers_in
 from surefoot.journal.foreign.ledger import Ledger
+from surefoot.journal.foreign.own_events import (
+    HANDLED,
+    Said,
+    Suspects,
+    events_of,
+    fault_of,
+    line_said,
+)
 from surefoot.journal.foreign.words import side, tokens
-from surefoot.records import Cause, Event
+from surefoot.records import Cause
 
 __all__ = ["OwnJournal", "is_own_journal"]
 
@@ -20,15 +28,12 @@ _PLAIN = {
     "loss": "loss",
     "grad_norm": "grad_norm",
     "loss_scale": "loss_scale",
-    "refused_steps": "skipped",
 }
-_TOLD = (
-    Event.ROLLED_BACK,
-    Event.ROLLBACK_UNDONE,
-    Event.DIVERGED,
-    Event.LOSS_SPIKE,
-    Event.GRADIENT_SPIKE,
-)
+_SUMMARIES = {
+    *("steps", "applied", "refused", "causes", "events", "loss", "terms"),
+    *("grad_norm_mean", "grad_norm_max", "learning_rates", "loss_scale"),
+}
+"""Fields of an epoch's line that sum up what its steps' lines tell."""
 _SETTINGS_DEPTH = 4
 
 
@@ -45,6 +50,9 @@ class OwnJournal:
         self._loose = ledger.loosely("surefoot")
         self._fields = dict[str, Field]()
         self._step = Field(0, 0, "global_step", "step")
+        self._stepped = False
+        self._overflows = 0
+        self._suspects = Suspects()
 
     def feed(self, lines: list[bytes], place: int, *, torn: bool = False) -> None:
         """Read lines, the first of which stands at ``place``; a torn one is passed over."""
@@ -75,6 +83,8 @@ class OwnJournal:
         elif kind == "stopped":
             text = f"stopped: {values.get('error', '')}: {values.get('message', '')}"
             self.ledger.messages.say(place, "exception", text, {})
+        elif isinstance(kind, str) and kind in HANDLED:
+            self._say(place, line_said(kind, values))
         elif isinstance(kind, str):
             self._other(kind, values, place)
 
@@ -85,6 +95,7 @@ class OwnJournal:
             self.ledger.note(f"line {place + 1} is a step without its number and was passed over")
             return
         add(self._step, place, float(step))
+        self._stepped = True
         if values.get("verdict") == "accumulated":
             return
         for name, called in _PLAIN.items():
@@ -113,20 +124,30 @@ class OwnJournal:
             self._loose.add(self._field("clip"), place, cut * norm)
 
     def _messages(self, values: dict[str, Any], place: int) -> None:
-        say, step = self.ledger.messages.say, values.get("step")
         if values.get("verdict") == "refused":
             cause = str(values.get("cause"))
-            kind = "overflow" if cause == Cause.OVERFLOW.value else "refused"
-            told = {"scale": _number(values.get("loss_scale"))} if kind == "overflow" else {}
-            say(place, kind, _refusal(values, cause), told)
-        events = {e for e in _list(values.get("events")) if isinstance(e, str)}
-        for event in _TOLD:
-            if event.value in events:
-                say(place, event.value, f"step {step}: {event.sentence}", {})
+            overflow = cause == Cause.OVERFLOW.value
+            told = {"scale": _number(values.get("loss_scale"))} if overflow else {}
+            self._overflows += overflow
+            kind = "overflow" if overflow else "refused"
+            self.ledger.messages.say(place, kind, _refusal(values, cause), told)
+            if (fault := fault_of(values)) is not None:
+                self._say(place, [fault])
+        # Only what the loss scale made it skip: other refusals say nothing about the scale.
+        self._loose.add(self._field("skipped"), place, float(self._overflows))
+        self._say(place, events_of(values))
+        self._say(place, self._suspects.step(values))
+
+    def _say(self, place: int, told: Iterable[Said]) -> None:
+        for one in told:
+            self.ledger.messages.say(place, one.kind, one.text, one.values)
 
     def _other(self, kind: str, values: dict[str, Any], place: int) -> None:
         """An epoch, an evaluation, or whatever the run wrote."""
-        inner = {k: v for k, v in values.items() if k not in ("kind", "t", "epoch")}
+        left_out = {"kind", "t", "epoch"}
+        if kind == "epoch" and self._stepped:
+            left_out |= _SUMMARIES
+        inner = {k: v for k, v in values.items() if k not in left_out}
         where = "evaluation " if kind == "evaluation" else ""
         for name, value in numbers_in(inner):
             self._loose.add(self._field(f"{where}{name}", of=kind), place, value)
