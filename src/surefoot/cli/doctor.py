@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from surefoot.doctor import Examination, examine
+from surefoot.doctor.html import check_drawing, write_report
 from surefoot.doctor.report import tell
 from surefoot.errors import JournalError, UsageError
 from surefoot.journal.foreign import read_log
@@ -41,6 +42,8 @@ class DoctorOptions:
     """Also say how each column of the log was read."""
     checks: bool = False
     """Also list every check, with why those that did not run could not."""
+    html: Path | None = None
+    """Also write the report, with plots, as one HTML file that needs nothing else."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
         description=DoctorOptions.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if options.html is not None:
+        check_drawing()
     examinations, unread = _examine(options.paths)
     for problem in unread:
         print(f"surefoot doctor: {problem}", file=sys.stderr)
@@ -60,6 +65,9 @@ def run(arguments: Sequence[str]) -> int:
     else:
         said = (tell(e, series=options.series, checks=options.checks) for e in examinations)
         print(("\n\n" + "-" * 100 + "\n\n").join(said))
+    if options.html is not None:
+        written = write_report(options.html, examinations, unread)
+        print(f"Report: {written}", file=sys.stderr if options.json else sys.stdout)
     return _status(examinations, unread)
 
 
