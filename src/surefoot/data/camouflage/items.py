@@ -26,31 +26,39 @@ __all__ = [
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of R, G and B in [0, 1] that images are normalised by: the backbones were trained so."""
+"""Mean of R, G and B in [0, 1] over ImageNet; see :func:`normalise`."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of R, G and B in [0, 1] that images are normalised by."""
+"""Standard deviation of R, G and B in [0, 1] over ImageNet; see :func:`normalise`."""
 
 
 class Item(TypedDict):
     """One image and its mask; torch's default collation makes batches of them."""
 
     image: Tensor
-    """3 S S, float32, normalised by ImageNet's mean and standard deviation."""
+    """3 S S, float32, RGB in [0, 1]: normalising is the model's, which keeps its own numbers."""
     mask: Tensor
     """1 S S, float32, 0 or 1; in evaluation H W, uint8, 0 or 1, as large as the file."""
     id: str
     index: int
 
 
-def normalise(image: Tensor) -> Tensor:
-    """``... 3 H W`` RGB bytes as models take them: float32 by ImageNet's mean and deviation.
+def normalise(images: Tensor) -> Tensor:
+    """Images for a network that does not normalise them itself, as those of surefoot do.
 
-    >>> normalise(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    Args:
+        images: ``... 3 H W``, RGB in [0, 1].
+
+    Returns:
+        The same less ImageNet's mean, by its standard deviation.
+
+    >>> normalise(torch.ones(3, 1, 1)).flatten()
     tensor([2.2489, 2.4286, 2.6400])
     """
-    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
-    std = torch.tensor(IMAGENET_STD)[:, None, None]
-    return (image.to(torch.float32) / 255 - mean) / std
+    mean, std = (images.new_tensor(values)[:, None, None] for values in _IMAGENET)
+    return (images - mean) / std
+
+
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class CamouflageItems(Dataset[Item], ABC):
@@ -112,7 +120,7 @@ class CamouflageItems(Dataset[Item], ABC):
             random = np.random.default_rng([self.seed, self.epoch, index])
             image, mask = augment_pair(image, mask, size=self.size, random=random, how=self.augment)
         return Item(
-            image=normalise(image),
+            image=image.to(torch.float32) / 255,
             mask=mask[None].to(torch.float32),
             id=self.id_of(index),
             index=index,
@@ -125,7 +133,9 @@ class CamouflageItems(Dataset[Item], ABC):
         """
         image, mask = self._tensors(index)
         small, _ = resize_pair(image, mask, self.size)
-        return Item(image=normalise(small), mask=mask, id=self.id_of(index), index=index)
+        return Item(
+            image=small.to(torch.float32) / 255, mask=mask, id=self.id_of(index), index=index
+        )
 
     def _tensors(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):

@@ -21,8 +21,8 @@ from surefoot.data.camouflage.textures import (
     TEXTURES,
     Field,
     Process,
+    clouds,
     smooth,
-    standard,
     texture,
 )
 from surefoot.errors import ConfigError
@@ -148,12 +148,12 @@ def _painted(random: _Random, surface: Field) -> NDArray[np.uint8]:
     size = len(surface)
     middle, contrast = random.uniform(70, 185, 3), random.uniform(18, 34)
     direction = random.normal(1, 0.35, 3)
-    clouds = standard(smooth(random.standard_normal((size, size)), size / 6))
     turn = random.uniform(0, 2 * math.pi)
     axis = np.linspace(-1, 1, size)
     ramp = math.cos(turn) * axis + math.sin(turn) * axis[:, None]
     light = random.uniform(0, 14) * ramp
+    tint = random.uniform(0, 8) * clouds(random, size)[..., None] * random.normal(0, 1, 3)
     picture = middle + contrast * np.tanh(surface / 2)[..., None] * direction
-    picture += light[..., None] + random.uniform(0, 8) * clouds[..., None] * random.normal(0, 1, 3)
-    picture += random.normal(0, 4, (size, size, 3))
+    picture += light[..., None] + tint
+    picture += 4 * random.standard_normal((size, size, 3), dtype=np.float32)
     return np.clip(picture, 0, 255).round().astype(np.uint8)

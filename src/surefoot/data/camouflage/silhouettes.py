@@ -71,7 +71,13 @@ def _animal(random: _Random) -> _Outline:
         (-0.75, random.uniform(-0.4, 0.0), 0.32, 0.08, random.uniform(-0.6, 0.6)),
     ]
     parts += [
-        (place + random.uniform(-0.06, 0.06), body + 0.2, 0.1, 0.34, random.uniform(-0.4, 0.4))
+        (
+            place + random.uniform(-0.06, 0.06),
+            0.6 * body + 0.26,
+            0.1,
+            0.36,
+            random.uniform(-0.4, 0.4),
+        )
         for place in (-0.42, -0.2, 0.22, 0.42)
     ]
     return _ellipses(parts)
@@ -81,7 +87,7 @@ def _serpent(random: _Random) -> _Outline:
     """A chain of discs along a wave, thinner towards the tail."""
     along = np.linspace(-0.9, 0.9, 24)
     wave = random.uniform(0.25, 0.4) * np.sin(along * random.uniform(3, 5) + random.uniform(0, 6))
-    width = random.uniform(0.15, 0.2) * np.linspace(0.5, 1.0, 24)
+    width = random.uniform(0.2, 0.27) * np.linspace(0.5, 1.0, 24)
     return _ellipses([(a, b, r, r, 0.0) for a, b, r in zip(along, wave, width, strict=True)])
 
 

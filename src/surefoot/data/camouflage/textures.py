@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HELD_OUT_TEXTURES", "TEXTURES", "Process", "smooth", "standard", "texture"]
+__all__ = ["HELD_OUT_TEXTURES", "TEXTURES", "Process", "clouds", "smooth", "standard", "texture"]
 
 Field = NDArray[np.float64]
 _Random = np.random.Generator
 _FINEST = 4.5
 """Pixels of the shortest wave of a ground."""
+_NO_DIRECTION = 1.5
+"""Spread in radians above which a texture looks alike in all directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,12 @@ class Process:
         """What an object in front of this ground is made of: turned, finer or coarser, or both."""
         kind = random.uniform()
         turn, ratio = 0.0, 1.0
-        if kind < 0.7:
+        if kind < 0.7 and self.spread < _NO_DIRECTION:
             turn = math.radians(random.uniform(45, 90)) * random.choice([-1, 1])
-        if kind > 0.45:
+        if kind > 0.45 or turn == 0.0:
             ratio = random.uniform(1.5, 2.1)
             # Not finer than pixels can show, not coarser than an object is wide.
-            finer = self.frequency < 1 / 7.5
+            finer = 1 / self.frequency > 7.5
             ratio = ratio if finer else 1 / ratio
         return replace(self, angle=self.angle + turn, frequency=self.frequency * ratio)
 
@@ -92,10 +95,10 @@ _RANGES = {
     "stripes": ((0.2, 0.35), (0.2, 0.3)),
     "grain": ((0.4, 0.6), (0.25, 0.4)),
     "octaves": ((0.35, 0.55), (0.4, 0.55)),
-    "blotches": ((0.3, 0.55), (0.2, 0.4)),
-    "speckle": ((0.3, 0.55), (0.2, 0.4)),
+    "blotches": ((2.0, 3.0), (0.2, 0.35)),
+    "speckle": ((2.0, 3.0), (0.25, 0.4)),
     "veins": ((0.25, 0.5), (0.2, 0.35)),
-    "flakes": ((0.25, 0.5), (0.2, 0.4)),
+    "flakes": ((2.0, 3.0), (0.2, 0.35)),
 }
 HELD_OUT_TEXTURES = ("veins", "flakes")
 """Texture families kept out of training, for tests on textures never seen."""
@@ -106,21 +109,41 @@ TEXTURES = tuple(name for name in _BENDS if name not in HELD_OUT_TEXTURES)
 def texture(random: _Random, process: Process, size: int) -> Field:
     """A draw of a process, ``size`` x ``size``, of mean 0 and deviation 1."""
     radius, direction = _polar(size)
-    off = np.angle(np.exp(2j * (direction - process.angle))) / 2  # waves have no front
-    band = np.exp(-(np.log(radius / process.frequency) ** 2) / (2 * process.bandwidth**2))
-    band *= np.exp(-(off**2) / (2 * process.spread**2))
-    band[0, 0] = 0
-    noise = np.fft.rfft2(random.standard_normal((size, size)))
-    return standard(_BENDS[process.family](standard(np.fft.irfft2(noise * band, s=(size, size)))))
+    off = (direction - process.angle + math.pi / 2) % math.pi - math.pi / 2  # waves have no front
+    band = np.log(radius / process.frequency) ** 2 / process.bandwidth**2
+    band = np.exp(-(band + (off / process.spread) ** 2) / 2)
+    return standard(_BENDS[process.family](standard(_noise(random, band))))
+
+
+def clouds(random: _Random, size: int) -> Field:
+    """Smooth patches a few to an image, of mean 0 and deviation 1."""
+    radius, _ = _polar(size)
+    return standard(_noise(random, np.exp(-((radius * size) ** 2) / 2)))
+
+
+def _noise(random: _Random, band: Field) -> Field:
+    """Noise whose waves have the amplitudes of ``band``, as ``numpy.fft.rfft2`` lays them out."""
+    parts = random.standard_normal((2, *band.shape))
+    waves = (parts[0] + 1j * parts[1]) * band
+    waves[0, 0] = 0
+    return np.fft.irfft2(waves, s=(len(band), len(band)))
 
 
 def smooth(values: Field, sigma: float) -> Field:
-    """A Gaussian blur of ``sigma`` pixels, the border mirrored."""
-    height, width = values.shape
-    padded = np.pad(values, ((0, height), (0, width)), mode="symmetric")
-    y, x = np.fft.fftfreq(2 * height)[:, None], np.fft.rfftfreq(2 * width)
-    blur = np.exp(-2 * (math.pi * sigma) ** 2 * (y * y + x * x))
-    return np.fft.irfft2(np.fft.rfft2(padded) * blur, s=padded.shape)[:height, :width]
+    """A Gaussian blur of ``sigma`` pixels, the border repeated."""
+    reach = math.ceil(3 * sigma)
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        pads = [(reach, reach) if axis == one else (0, 0) for one in (0, 1)]
+        padded = np.pad(values, pads, mode="edge")
+        count = values.shape[axis]
+        windows = (padded.take(range(at, at + count), axis) for at in range(len(weights)))
+        values = sum(
+            (weight * window for weight, window in zip(weights, windows, strict=True)),
+            np.zeros_like(values),
+        )
+    return values
 
 
 def standard(values: Field) -> Field:
@@ -128,6 +151,7 @@ def standard(values: Field) -> Field:
     return (values - values.mean()) / max(float(values.std()), 1e-9)
 
 
+@functools.cache
 def _polar(size: int) -> tuple[Field, Field]:
     """Frequency in cycles per pixel and direction of every wave of ``numpy.fft.rfft2``."""
     y, x = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)
