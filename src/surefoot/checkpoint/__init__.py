@@ -8,14 +8,23 @@ from surefoot.checkpoint.order import SampleOrder
 from surefoot.checkpoint.outcome import SaveOutcome
 from surefoot.checkpoint.run_state import capture_rng, restore_rng
 from surefoot.checkpoint.seeded import SeededSamples, sample_seed
+from surefoot.checkpoint.signals import (
+    RESUMABLE,
+    Interrupted,
+    Interruption,
+    leave_signals_to_parent,
+)
 from surefoot.checkpoint.state import check_finite_state, check_state
 from surefoot.checkpoint.store import CheckpointStore
 
 __all__ = [
     "FORMAT_VERSION",
+    "RESUMABLE",
     "BackgroundSaver",
     "Checkpoint",
     "CheckpointStore",
+    "Interrupted",
+    "Interruption",
     "LegacyFile",
     "Listed",
     "Rejected",
@@ -25,6 +34,7 @@ __all__ = [
     "capture_rng",
     "check_finite_state",
     "check_state",
+    "leave_signals_to_parent",
     "restore_rng",
     "sample_seed",
     "verify_legacy",

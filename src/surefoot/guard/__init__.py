@@ -11,7 +11,10 @@ from surefoot.guard.clip import (
     ZScoreClip,
 )
 from surefoot.guard.guard import Guard
+from surefoot.guard.halved_step import step_in_halves
+from surefoot.guard.halves import Halves
 from surefoot.guard.memory import Growth, MemoryReading, MemoryWatch
+from surefoot.guard.out_of_memory import Halved, TooLarge
 from surefoot.guard.policy import Policy
 from surefoot.guard.precision import PrecisionCheck, PrecisionTrial, check_precision
 from surefoot.guard.replay import Replay, replay
@@ -24,6 +27,8 @@ __all__ = [
     "GroupClip",
     "Growth",
     "Guard",
+    "Halved",
+    "Halves",
     "MemoryReading",
     "MemoryWatch",
     "NormClip",
@@ -34,9 +39,11 @@ __all__ = [
     "Replay",
     "Stall",
     "StallWatch",
+    "TooLarge",
     "ValueClip",
     "ZScoreClip",
     "attach",
     "check_precision",
     "replay",
+    "step_in_halves",
 ]

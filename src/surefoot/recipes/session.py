@@ -5,23 +5,45 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from surefoot.checkpoint import Checkpoint, CheckpointStore, Rejected, SaveOutcome
+from surefoot.checkpoint import (
+    BackgroundSaver,
+    Checkpoint,
+    CheckpointStore,
+    Rejected,
+    SaveOutcome,
+)
+from surefoot.checkpoint.signals import Interrupted
 from surefoot.errors import CheckpointError, JournalError, TrainingDiverged
 from surefoot.guard import Stall, StallWatch
 from surefoot.journal import JournalWriter
 from surefoot.recipes.run_folder import CHECKPOINTS, CONFIG, JOURNAL
-from surefoot.records import StepRecord
+from surefoot.records import StepRecord, Verdict
 
-__all__ = ["SAVE_SECONDS", "PatientJournal", "Session", "find_checkpoint"]
+__all__ = ["SAVE_SECONDS", "PatientJournal", "Saving", "Session", "find_checkpoint"]
 
 
 SAVE_SECONDS = 600.0
 """A checkpoint is due after so long, in the middle of an epoch, too."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written within an epoch, and which are kept."""
+
+    steps: int = 0
+    """Optimizer steps between two; 0: only :data:`SAVE_SECONDS` count."""
+    keep_last: int = 3
+    """As in :class:`CheckpointStore`."""
+    keep_every: int = 0
+    """As in :class:`CheckpointStore`; 0: none."""
+    background: bool = False
+    """Write them in a thread, while the training goes on."""
 
 
 class Session:
@@ -36,11 +58,14 @@ class Session:
         recipe: name of the verb, as ``surefoot train <recipe>``.
         run: what the journal's header says of the run.
         say: prints a line for a person; to standard error where it is not given.
+        saving: how often checkpoints are written, and which are kept.
         clock: seconds, for tests.
     """
 
     _saved_at: float | None
     """When the last save was; None where it failed."""
+    _outcome: SaveOutcome | None = None
+    """Of the last save that is over."""
 
     def __init__(
         self,
@@ -49,10 +74,18 @@ class Session:
         recipe: str,
         run: Mapping[str, Any],
         say: Callable[[str], object] | None = None,
+        saving: Saving | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder = folder
-        self.store = CheckpointStore(folder / CHECKPOINTS, keep_last=3, clock=clock)
+        self.folder, self._saving = folder, saving or Saving()
+        self.store = CheckpointStore(
+            folder / CHECKPOINTS,
+            keep_last=self._saving.keep_last,
+            keep_every=self._saving.keep_every or None,
+            clock=clock,
+        )
+        self._saver = BackgroundSaver(self.store, on_outcome=self._told)
+        self._steps_due = False
         self._say = say or (lambda line: sys.stderr.write(f"{line}\n"))
         writer = JournalWriter(folder / JOURNAL, run={"recipe": recipe, **run})
         self.journal = PatientJournal(writer, self._say)
@@ -60,27 +93,81 @@ class Session:
         """Told of every step; it looks while the session is open."""
         self._recipe, self._clock, self._saved_at = recipe, clock, clock()
 
+    def step(self, record: StepRecord, **extra: Any) -> None:
+        """Write down what became of a step."""
+        self.journal.write(record, **extra)
+        self.stalls.step()
+        self._saver.poll()
+        if record.verdict is not Verdict.ACCUMULATED and self._saving.steps:
+            self._steps_due |= (record.step + 1) % self._saving.steps == 0
+
     @property
     def save_due(self) -> bool:
-        """Whether a checkpoint is worth it now: the last one failed and a pause is over, or it is
-        :data:`SAVE_SECONDS` old.
+        """Whether a checkpoint is worth it now: the last one failed and a pause is over, it is
+        :data:`SAVE_SECONDS` old, or so many steps were made.
         """
-        if self._saved_at is None:
-            return self.store.retry_due
-        return self._clock() - self._saved_at >= SAVE_SECONDS
+        if self._saved_at is None and not self._steps_due:
+            return self._saver.retry_due
+        old = self._saved_at is not None and self._clock() - self._saved_at >= SAVE_SECONDS
+        return old or self._steps_due
 
-    def save(self, step: int, state: Mapping[str, Any], **arguments: Any) -> SaveOutcome:
+    def save(
+        self, step: int, state: Mapping[str, Any], *, wait: bool = True, **arguments: Any
+    ) -> SaveOutcome | None:
         """Save a checkpoint, or tell why not; see :meth:`CheckpointStore.try_save`.
+
+        Args:
+            step: optimizer step it is taken after.
+            state: what is no weight.
+            wait: until it is on the disk; else, where they are written in a thread, it may be on
+                its way, and None is returned.
+            arguments: the others of :meth:`CheckpointStore.save`.
 
         Raises:
             UsageError: arguments that cannot be right, whatever the disk does.
         """
-        outcome = self.store.try_save(step, state, **arguments)
+        self._steps_due = False
+        if self._saving.background:
+            self._saver.wait()
+            self._saved_at, self._outcome = self._clock(), None
+            self._saver.save(step, state, **arguments)
+            if wait:
+                self._saver.wait()
+        else:
+            self._told(self.store.try_save(step, state, **arguments))
+        return self._outcome
+
+    def _told(self, outcome: SaveOutcome) -> None:
+        self._outcome = outcome
         self._saved_at = self._clock() if outcome.saved else None
         self.journal.event("checkpoint", **outcome.to_dict())
         if not outcome.saved:
             self._say(f"  {outcome}")
-        return outcome
+
+    def interrupted(self, by: str, step: int) -> Interrupted:
+        """Write down, and say in a line, that the run stops because it was asked to.
+
+        Args:
+            by: name of the signal.
+            step: optimizer steps that were made.
+
+        Returns:
+            What to raise: the process then ends with a status that says that it can go on.
+
+        Raises:
+            CheckpointError: nothing is there to go on from.
+        """
+        newest = self.store.newest()
+        self.journal.event(
+            "interrupted", by=by, step=step, checkpoint=None if newest is None else newest.path.name
+        )
+        if newest is None:
+            problem = "" if self._outcome is None else self._outcome.problem
+            raise CheckpointError(f"{by}: the run stops and has no checkpoint. {problem}".strip())
+        lost = f", {step - newest.step} steps are lost" if step > newest.step else ""
+        line = f"  {by}: step {newest.step} is saved in {newest.path}{lost}. {self._go_on()}"
+        self._say(line)
+        return Interrupted(line.strip())
 
     def _stalled(self, stall: Stall) -> None:
         self._say(f"  {stall}; the journal has all stacks")
@@ -97,9 +184,10 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.stalls.stop()
+        self._saver.close()
         if isinstance(error, KeyboardInterrupt | TrainingDiverged):
             error.add_note(self.where_to_go_on())
-        if error is not None:
+        if error is not None and not isinstance(error, Interrupted):
             self.journal.event("stopped", error=type(error).__name__, message=str(error))
         self.journal.close()
 
@@ -108,10 +196,10 @@ class Session:
         newest = self.store.newest()
         if newest is None:
             return f"There is no checkpoint in {self.folder} yet."
-        return (
-            f"The last checkpoint is {newest.path}. Go on with: "
-            f"surefoot train {self._recipe} --resume {self.folder}"
-        )
+        return f"The last checkpoint is {newest.path}. {self._go_on()}"
+
+    def _go_on(self) -> str:
+        return f"Go on with: surefoot train {self._recipe} --resume {self.folder}"
 
 
 class PatientJournal:

@@ -130,16 +130,17 @@ def warmup_cosine(plan: Plan) -> Callable[[int], float]:
     return factor
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel:
+def average_of(model: nn.Module, decay: float, *, warmup: bool = True) -> AveragedModel:
     """A moving average of weights and buffers, evaluated in place of the last weights.
 
-    The decay warms up as (1 + n) / (10 + n), so that the first steps do not weigh on a short run.
+    With ``warmup`` the decay rises as (1 + n) / (10 + n), so that the first steps do not weigh on a
+    short run.
     """
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         n = int(count)
-        share = 1 - min(decay, (1 + n) / (10 + n))
+        share = 1 - (min(decay, (1 + n) / (10 + n)) if warmup else decay)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(list(averaged), list(current), share)
         else:  # counters are copied: half a batch has no meaning
@@ -167,7 +168,8 @@ class Learner:
         self.guard.schedule(self.schedule)
         self.averaged: AveragedModel | None = None
         if options.ema_decay:
-            self.averaged = self.guard.average(average_of(self.model, options.ema_decay))
+            averaged = average_of(self.model, options.ema_decay, warmup=options.ema_warmup)
+            self.averaged = self.guard.average(averaged)
 
     def terms(self, episode: Episode) -> LossTerms:
         """The loss of an episode."""

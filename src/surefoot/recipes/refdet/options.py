@@ -203,8 +203,10 @@ class OptimizerOptions:
     """Micro-batches (episodes) per optimizer step; their mean is used, and an epoch's last window
     may be shorter."""
     ema_decay: float = 0.999
-    """Decay of the weights' moving average, which is what is evaluated; it warms up as
-    (1 + n) / (10 + n). 0 = no average."""
+    """Decay of the weights' moving average, which is what is evaluated. 0 = no average."""
+    ema_warmup: bool = True
+    """Let the decay rise as (1 + n) / (10 + n) after n steps, up to --ema-decay, so that random
+    weights do not stay in the average of a short run."""
 
     def __post_init__(self) -> None:
         _need(math.isfinite(self.lr) and self.lr > 0, "--lr", self.lr, "finite and above 0")
@@ -265,7 +267,18 @@ class RunOptions:
     """Run folder for settings, journal and checkpoints; runs/refdet-<date>-<time> where it is not
     given."""
     save_interval: int = 1
-    """Epochs between checkpoints; the last epoch and a new best are saved anyway."""
+    """Epochs between checkpoints; the last epoch and a new best are saved anyway, and an epoch's
+    middle whenever the last one is ten minutes old."""
+    save_steps: int = 0
+    """Optimizer steps between checkpoints within an epoch, beside those; 0 = none."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept, beside the best."""
+    keep_every: int = 0
+    """Steps between checkpoints that are kept for good: the first at or after each multiple; 0 =
+    none are."""
+    save_in_background: bool = False
+    """Write checkpoints in a thread while the training goes on, from a copy in host memory as large
+    as a checkpoint. The last one, and that of a run that is stopped, are waited for."""
     val_interval: int = 1
     """Epochs between measurements on the held-out videos; the last epoch is measured anyway."""
     seed: int = 0
@@ -283,9 +296,15 @@ class RunOptions:
             ("--epochs", self.epochs),
             ("--save-interval", self.save_interval),
             ("--val-interval", self.val_interval),
+            ("--keep-last", self.keep_last),
         ):
             _need(value >= 1, flag, value, "at least 1")
-        _need(self.max_steps >= 0, "--max-steps", self.max_steps, ">= 0")
+        for flag, value in (
+            ("--max-steps", self.max_steps),
+            ("--save-steps", self.save_steps),
+            ("--keep-every", self.keep_every),
+        ):
+            _need(value >= 0, flag, value, ">= 0")
         _need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
         if self.resume is not None and self.checkpoint is not None:
             raise ConfigError(

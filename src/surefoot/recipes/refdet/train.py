@@ -11,20 +11,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch.utils.data import DataLoader
 
 from surefoot import __version__
-from surefoot.checkpoint import Checkpoint, SampleOrder, SaveOutcome, capture_rng, restore_rng
+from surefoot.checkpoint import Checkpoint, SaveOutcome, capture_rng, restore_rng
+from surefoot.checkpoint.signals import Interrupted, Interruption
 from surefoot.data import AeroEyes
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.guard import MemoryWatch
+from surefoot.guard.halved_step import step_in_halves
+from surefoot.guard.out_of_memory import Halved
 from surefoot.recipes.hardware import (
     Amp,
     choose_amp,
@@ -33,29 +34,19 @@ from surefoot.recipes.hardware import (
     seed_everything,
 )
 from surefoot.recipes.progress import EpochBar, EpochSummary, clock
-from surefoot.recipes.refdet.build import IMAGE_SIZES, Learner, Plan
+from surefoot.recipes.refdet.build import Learner, Plan
 from surefoot.recipes.refdet.config import TrainConfig
+from surefoot.recipes.refdet.feed import Feed
+from surefoot.recipes.refdet.halves import halves_of
+from surefoot.recipes.refdet.measuring import Outcome, detector_of, measure
 from surefoot.recipes.refdet.sources import Sources, open_sources
-from surefoot.recipes.refdet.validate import Detector, Evaluation, calibrate, evaluate
+from surefoot.recipes.refdet.validate import Detector, Evaluation
 from surefoot.recipes.run_folder import CONFIG, FAILURES, new_run_folder, run_folder_of
-from surefoot.recipes.session import Session, find_checkpoint
+from surefoot.recipes.session import Saving, Session, find_checkpoint
 from surefoot.records import Verdict
 from surefoot.shapes import Episode
 
 __all__ = ["Outcome", "Run", "train", "train_on_folders"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a finished run leaves behind."""
-
-    folder: Path
-    detector: Detector
-    """As it was measured last."""
-    evaluation: Evaluation | None
-    """The last one; None where nothing is held out."""
-    seconds: float
-    """Wall time of training and measuring, in this process."""
 
 
 def train_on_folders(config: TrainConfig, *, stream: TextIO | None = None) -> Outcome:
@@ -75,14 +66,18 @@ def train(config: TrainConfig, sources: Sources, *, stream: TextIO | None = None
         ConfigError: settings that cannot work, or a folder that holds another run.
         CheckpointError: nothing whole to start from or to go on with.
         TrainingDiverged: too many steps in a row were refused; a note says where to go on.
+        Interrupted: SIGTERM, SIGINT or SIGUSR1 came, and the run is saved; it is a ``SystemExit``.
     """
     started = time.monotonic()
-    run = Run(config, sources, stream or sys.stdout)
-    with run.open(), torch.autograd.set_detect_anomaly(config.run.debug_mode):
-        for epoch in range(run.finished_epochs, run.plan.epochs):
-            run.train_epoch(epoch)
-            with run.session.stalls.paused():
-                run.end_epoch(epoch)
+    anomalies = torch.autograd.set_detect_anomaly(config.run.debug_mode)
+    with Interruption() as stop, anomalies:
+        run = Run(config, sources, stream or sys.stdout, stop)
+        with run.open():
+            run.stop_if_asked()
+            for epoch in range(run.finished_epochs, run.plan.epochs):
+                run.train_epoch(epoch)
+                with run.session.stalls.paused():
+                    run.end_epoch(epoch)
     return Outcome(
         folder=run.folder,
         detector=run.detector(),
@@ -98,8 +93,15 @@ class Run:
     session: Session
     amp: Amp
 
-    def __init__(self, config: TrainConfig, sources: Sources, stream: TextIO) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: Sources,
+        stream: TextIO,
+        stop: Interruption | None = None,
+    ) -> None:
         self.config, self.sources, self.stream = config, sources, stream
+        self._stop = stop or Interruption()
         self.device = choose_device(config.hardware.device)
         wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
         self.amp, self._why = choose_amp(wanted, self.device)
@@ -112,57 +114,44 @@ class Run:
         self.best: float | None = None
         self._inexact: tuple[str, ...] = ()
         self.evaluation: Evaluation | None = None
-        self._order = SampleOrder(
-            sources.episodes, batch_size=None, shuffle=False, seed=config.run.seed
-        )
-        self._loader = _loader(config, sources, self._order)
+        self._feed = Feed(config, sources.episodes, self.device)
+        self._order = self._feed.order
+        self._halves = halves_of(self.learner, self._halved)
+        self._saved_at = (-1, -1)
 
     # -- an epoch --------------------------------------------------------------------------------
 
     def train_epoch(self, epoch: int) -> None:
         """Every episode of the epoch that it has not had, one guarded micro-batch each."""
-        self._order.set_epoch(epoch)
-        count = self._episodes_in(epoch) - self._order.position
+        count = self._feed.begin(epoch, self.plan)
         if not count:
             return  # it was saved after its last step
-        episodes = self._tried(self._episodes(epoch, count))
+        episodes = self._tried(self._feed.episodes(count))
         learner, guard = self.learner, self.learner.guard
         title = f"Epoch {epoch + 1}/{self.plan.epochs}"
         bar = EpochBar(title=title, total=count, stream=self.stream)
         summary = EpochSummary(self.learner.group_names)
         learner.model.train()
         for episode in guard.batches(episodes):
-            with guard.autocast():
-                terms = learner.terms(episode)
-            record = guard.step(
-                terms,
-                sample_ids=episode.sample_ids,
-                recompute=partial(learner.terms, episode),
-            )
+            ids = episode.sample_ids
+            record = step_in_halves(guard, self._halves, learner.terms, episode, sample_ids=ids)
             self._order.advance()
-            self.session.journal.write(record)
-            self.session.stalls.step()
+            pieces = self._halves.pieces
+            self.session.step(record, **({"pieces": pieces} if pieces > 1 else {}))
             bar.update(record)
             summary.add(record)
-            if self.session.save_due and record.verdict is not Verdict.ACCUMULATED:
-                self._save(None, best=False)
+            if record.verdict is not Verdict.ACCUMULATED:
+                self.stop_if_asked()
+                if self.session.save_due:
+                    self._save(None, best=False, wait=False)
             if growth := self._memory.step():
                 self.session.journal.event("memory", **growth.to_dict())
-                self._say(*([""] if self.stream.isatty() else []), f"  {growth}")
+                self._interject(f"  {growth}")
         bar.close()
         memory = device_memory_mb(self.device)
         fields = summary.fields() | {"device_memory_mb": memory}
         self.session.journal.event("epoch", epoch=epoch + 1, **fields)
         self._say(*summary.lines(loss_scale=self.amp == "fp16", device_memory_mb=memory))
-
-    def _episodes_in(self, epoch: int) -> int:
-        steps = self.plan.steps_in(epoch)
-        return min(len(self.sources.episodes), steps * self.config.optimizer.gradient_accumulation)
-
-    def _episodes(self, epoch: int, count: int) -> Iterator[Episode]:
-        self.sources.episodes.set_epoch(epoch)
-        for episode in islice(self._loader, count):
-            yield episode.to(self.device, non_blocking=True)
 
     def _tried(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
         """The same episodes; half precision is tried on the run's first one before it is used."""
@@ -185,56 +174,70 @@ class Run:
         Raises:
             CheckpointError: what the run has come to could not be saved.
         """
-        self.finished_epochs = epoch + 1
-        self._order.set_epoch(epoch + 1)
-        run, last = self.config.run, self.finished_epochs == self.plan.epochs
+        done = epoch + 1
+        run, last = self.config.run, done == self.plan.epochs
         metric, better = None, False
-        if self.sources.held_out and (last or self.finished_epochs % run.val_interval == 0):
-            self.evaluation = self._measure(self.sources.held_out)
+        if self.sources.held_out and (last or done % run.val_interval == 0):
+            self.evaluation = self._measure(self.sources.held_out, done)
             metric = self.evaluation.right.st_iou
             better = self.best is None or metric > self.best
             self.best = metric if better else self.best
-        if last or better or self.finished_epochs % run.save_interval == 0:
-            outcome = self._save(metric, best=better)
-            if last and not outcome.saved:
+        self.finished_epochs = done
+        self._order.set_epoch(done)
+        if last or better or done % run.save_interval == 0:
+            outcome = self._save(metric, best=better, wait=last)
+            if last and outcome is not None and not outcome.saved:
                 raise CheckpointError(outcome.problem, path=self.session.store.folder)
+        if not last:
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Save and leave, where a signal asked for it.
+
+        Raises:
+            Interrupted: the run can go on from here.
+            CheckpointError: nothing could be saved, and there is nothing older to go on from.
+        """
+        if not self._stop.requested:
+            return
+        if self._saved_at != (self.finished_epochs, self._order.position):
+            self._save(None, best=False)
+        raise self.session.interrupted(self._stop.signal_name, self._steps)
+
+    @property
+    def _steps(self) -> int:
+        guard = self.learner.guard
+        return guard.applied_steps + guard.refused_steps
 
     def _say(self, *lines: str) -> None:
         self.stream.write("".join(f"{line}\n" for line in lines))
         self.stream.flush()
 
+    def _halved(self, halved: Halved) -> None:
+        if halved.tried:
+            self.session.journal.event("halved", step=self._steps, **halved.to_dict())
+            self._interject(f"  {halved}")
+
+    def _interject(self, line: str) -> None:
+        """Under the bar, which stands there without a line's end on a terminal."""
+        self._say(*([""] if self.stream.isatty() else []), line)
+
     # -- measuring -------------------------------------------------------------------------------
 
     def detector(self) -> Detector:
         """The model as it is measured: its average, where there is one."""
-        config = self.config
-        size, support_size = IMAGE_SIZES[config.model.preset]
-        size = config.episode.image_size or size
-        return Detector(
-            model=self.learner.evaluated[1],
-            device=self.device,
-            amp=self.amp,
-            image_size=config.episode.val_image_size or size,
-            support_size=config.episode.support_size or support_size,
-            k_shot=config.episode.k_shot,
-            batch_size=config.hardware.batch_size,
-        )
+        return detector_of(self.config, self.learner.evaluated[1], self.device, self.amp)
 
-    def _measure(self, held_out: AeroEyes) -> Evaluation:
-        calibration = self.sources.calibration
-        started, options, detector = time.monotonic(), self.config.data, self.detector()
-        threshold = calibrate(detector, calibration, options.calibration_frames)
-        evaluation = evaluate(
-            detector,
-            held_out.videos,
-            threshold=threshold,
-            frames=options.val_frames,
-            stranger=calibration.videos[0],
-        )
+    def _measure(self, held_out: AeroEyes, epoch: int) -> Evaluation:
+        started, calibration = time.monotonic(), self.sources.calibration
+        try:
+            with self._stop.at_once():
+                evaluation = measure(self.detector(), calibration, held_out, self.config.data)
+        except Interrupted:
+            self.stop_if_asked()  # saved as after the epoch's last step; the run goes on with this
+            raise
         name = self.learner.evaluated[0]
-        self.session.journal.event(
-            "evaluation", epoch=self.finished_epochs, weights=name, **evaluation.to_dict()
-        )
+        self.session.journal.event("evaluation", epoch=epoch, weights=name, **evaluation.to_dict())
         took = clock(time.monotonic() - started)
         self._say(f"  held out ({name} weights, {took}): {evaluation.line()}")
         return evaluation
@@ -282,6 +285,7 @@ class Run:
                 "changed": changed,
             },
             say=self._say,
+            saving=Saving(run.save_steps, run.keep_last, run.keep_every, run.save_in_background),
         )
         self._say(*self._headline(), *(f"  changed: {line}" for line in changed))
         return self.session
@@ -317,7 +321,7 @@ class Run:
             self._inexact += self._order.load_state_dict(state["order"])
         self._inexact += restore_rng(state["rng"])
 
-    def _save(self, metric: float | None, *, best: bool) -> SaveOutcome:
+    def _save(self, metric: float | None, *, best: bool, wait: bool = True) -> SaveOutcome | None:
         state = {
             "epoch": self.finished_epochs,
             "order": self._order.state_dict(),
@@ -325,26 +329,15 @@ class Run:
             "learner": self.learner.state_dict(),
             "rng": capture_rng(),
         }
-        guard = self.learner.guard
-        return self.session.save(
-            guard.applied_steps + guard.refused_steps,
+        outcome = self.session.save(
+            self._steps,
             state,
             weights=self.learner.weights(),
             metric=None if metric is None else float(metric),
             measured_on=None if metric is None else self.learner.evaluated[0],
             best=best,
+            wait=wait,
         )
-
-
-def _loader(config: TrainConfig, sources: Sources, order: SampleOrder) -> DataLoader[Episode]:
-    workers = config.data.num_workers
-    return DataLoader(
-        sources.episodes,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        # Its own: drawing the workers' seeds from the global one would move the run's randomness.
-        generator=torch.Generator().manual_seed(config.run.seed),
-    )
+        if outcome is not None and outcome.saved:
+            self._saved_at = (self.finished_epochs, self._order.position)
+        return outcome

@@ -1,0 +1,58 @@
+"""The episodes of a run, one epoch after the other, from wherever it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch.utils.data import DataLoader
+
+from surefoot.checkpoint import SampleOrder
+from surefoot.checkpoint.signals import leave_signals_to_parent
+from surefoot.data import Episodes
+from surefoot.recipes.refdet.build import Plan
+from surefoot.recipes.refdet.config import TrainConfig
+from surefoot.shapes import Episode
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Loads episodes in an order that can be saved.
+
+    Args:
+        config: the run's settings.
+        episodes: the data set.
+        device: where episodes are put.
+    """
+
+    def __init__(self, config: TrainConfig, episodes: Episodes, device: torch.device) -> None:
+        self.order = SampleOrder(episodes, batch_size=None, shuffle=False, seed=config.run.seed)
+        self._episodes, self._device = episodes, device
+        self._accumulate = config.optimizer.gradient_accumulation
+        workers = config.data.num_workers
+        self._loader: DataLoader[Episode] = DataLoader(
+            episodes,
+            batch_size=None,
+            sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=leave_signals_to_parent,
+            # Its own: drawing the workers' seeds from the global one would move the run's random
+            # numbers.
+            generator=torch.Generator().manual_seed(config.run.seed),
+        )
+
+    def begin(self, epoch: int, plan: Plan) -> int:
+        """Go to an epoch; gives the number of its episodes that the run has not had."""
+        self.order.set_epoch(epoch)
+        steps = plan.steps_in(epoch)
+        return min(len(self._episodes), steps * self._accumulate) - self.order.position
+
+    def episodes(self, count: int) -> Iterator[Episode]:
+        """The next ones of the epoch; each is to be counted by ``order.advance()``."""
+        self._episodes.set_epoch(self.order.epoch)
+        for episode in islice(self._loader, count):
+            yield episode.to(self._device, non_blocking=True)
