@@ -20,7 +20,7 @@ COLORS: dict[str, tuple[str, str]] = {
     "note": ("#48627d", "#94b4d4"),
     "healthy": ("#1b7d3a", "#57cf78"),
     "series-1": ("#1f64b4", "#73abff"),
-    "series-2": ("#c4580a", "#f59b52"),
+    "series-2": ("#b25008", "#f59b52"),
     "series-3": ("#0c7f73", "#43c4b5"),
     "series-4": ("#8b40b3", "#c690f2"),
     "series-5": ("#ad2f68", "#f084b4"),

@@ -40,9 +40,8 @@ class Line:
     @classmethod
     def of(cls, column: Column, *, label: str = "", factor: float = 1.0, color: str = "") -> Line:
         """A column as it is, in another unit."""
-        known = np.isfinite(column.values)
-        y = np.where(known, np.clip(column.values, -_BEYOND, _BEYOND), column.values)
-        return cls(label or column.name, column.steps, y * factor, column.lines, color=color)
+        y = _tame(column.values * factor)
+        return cls(label or column.name, column.steps, y, column.lines, color=color)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +166,13 @@ def _scale(case: Case) -> Iterator[Panel]:
     history = case.scales
     if history.scales.size < 2 or (np.ptp(history.scales) == 0 and history.scales[0] == 1.0):
         return
-    line = Line("loss scale", history.steps, history.scales, history.lines, noisy=False)
+    scales = _tame(history.scales)
+    line = Line("loss scale", history.steps, scales, history.lines, noisy=False)
     overflows = zip(history.overflow_steps, history.overflow_lines, strict=True)
     crosses = tuple((float(step), int(line)) for step, line in overflows if np.isfinite(step))
     note = f"Crosses below: {len(crosses)} overflows." if crosses else ""
     # A scale that falls to nothing is rounded to 0 by some logs, which no logarithm has.
-    log = bool(np.all(history.scales > 0))
+    log = bool(np.all(scales > 0))
     yield Panel(
         "scale", "Loss scale", (line,), "step", "steps", log=log, crosses=crosses, note=note
     )
@@ -243,6 +243,15 @@ def _panel(slug: str, title: str, columns: Sequence[Column]) -> Panel:
     left = len(columns) - len(shown)
     note = f"{left} further columns are not drawn." if left else ""
     return Panel(slug, title, lines, per, log=_wide(lines), note=note)
+
+
+def _tame(values: np.ndarray) -> np.ndarray:
+    """Values that an axis can hold: none beyond 1e100, and 0 for what is nearer to it than 1e-100.
+
+    What is no number stays none.
+    """
+    known = np.where(np.isfinite(values), np.clip(values, -_BEYOND, _BEYOND), values)
+    return np.where(np.abs(known) < 1.0 / _BEYOND, 0.0, known)
 
 
 def _wide(lines: Sequence[Line]) -> bool:
