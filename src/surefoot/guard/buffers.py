@@ -129,6 +129,9 @@ class BufferKeeper:
         """
         buffers = self._current()
         moved = self._moved(buffers)
+        if bad is None and self._hook_seen and not self.forward_seen:
+            # No forward pass since the last step: the copy is older than what that step left.
+            moved = [i for i in moved if not bool(torch.isfinite(buffers[i]).all())]
         with torch.no_grad():
             for i in moved:
                 if not _alike(self._kept[i], buffers[i]):

@@ -65,8 +65,8 @@ class Stepper:
         self.shortener = Shortener(clip, self.table)
         self.scale: LossScale | ForeignScale | None = None
         self.tally, self.history = Tally(), History()
-        self.schedulers: list[torch.optim.lr_scheduler.LRScheduler] = []
-        self.averages: list[torch.optim.swa_utils.AveragedModel] = []
+        self.schedulers = list[torch.optim.lr_scheduler.LRScheduler]()
+        self.averages = list[torch.optim.swa_utils.AveragedModel]()
         self.protected = list[torch.optim.swa_utils.AveragedModel]()
         """What goes back with the weights; of these the guard itself updates ``averages``."""
         self.together, self.on_device = together, on_device
@@ -105,9 +105,10 @@ class Stepper:
         """
         facts = replace(self._facts(micro, accumulate), stale=stale)
         self.inspector.window_closed(facts.step)
-        unreached = facts.loss_votes and self.tally.applied > 0 and self.table.untouched
-        if micro.poisoned or stale or unreached:
-            return self._refuse_unmeasured(micro, replace(facts, unreached=unreached))
+        if micro.poisoned or stale:
+            return self._refuse_unmeasured(micro, facts)
+        if facts.loss_votes and self.tally.applied and self.table.untouched:
+            return self._refuse_unmeasured(micro, replace(facts, unreached=True))
         self.recovery.begin()
         measured = self.table.measure()
         facts = replace(facts, silent=self.table.fell_silent())
@@ -342,9 +343,8 @@ class Stepper:
         self.tally.count(good=facts.good)
         self._far_off = facts.far_off
         record = self.inspector.add_samples(record_of(facts, self.tally))
-        if facts.good:
-            for averaged in self.averages:
-                averaged.update_parameters(self._model)
-            for scheduler in self.schedulers:
-                scheduler.step()
+        for averaged in self.averages if facts.good else ():
+            averaged.update_parameters(self._model)
+        for scheduler in self.schedulers if facts.good else ():
+            scheduler.step()
         return record
