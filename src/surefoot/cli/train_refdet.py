@@ -43,12 +43,15 @@ def _read(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
 def run(arguments: Sequence[str]) -> int:
     """Train, measure and draw; returns the exit status."""
     config = parse(arguments)
+    from surefoot.doctor.live import LiveDoctor
     from surefoot.recipes.refdet.pictures import draw_run
     from surefoot.recipes.refdet.sources import open_sources
     from surefoot.recipes.refdet.train import train
+    from surefoot.recipes.verdict import attended_by
 
     sources = open_sources(config)
-    outcome = train(config, sources)
+    with attended_by(LiveDoctor):
+        outcome = train(config, sources)
     videos = sources.held_out.videos if sources.held_out else ()
     for line in draw_run(outcome.folder, outcome.detector, videos, outcome.evaluation):
         print(line)

@@ -23,6 +23,7 @@ from surefoot.errors import CheckpointError, JournalError, TrainingDiverged
 from surefoot.guard import Stall, StallWatch
 from surefoot.journal import JournalWriter
 from surefoot.recipes.run_folder import CHECKPOINTS, CONFIG, JOURNAL
+from surefoot.recipes.verdict import Rounds
 from surefoot.records import StepRecord, Verdict
 
 __all__ = ["SAVE_SECONDS", "PatientJournal", "Saving", "Session", "find_checkpoint"]
@@ -92,12 +93,14 @@ class Session:
         self.stalls = StallWatch(on_stall=self._stalled)
         """Told of every step; it looks while the session is open."""
         self._recipe, self._clock, self._saved_at = recipe, clock, clock()
+        self._rounds = Rounds(folder, self._say, self.journal.event)
 
     def step(self, record: StepRecord, **extra: Any) -> None:
         """Write down what became of a step."""
         self.journal.write(record, **extra)
         self.stalls.step()
         self._saver.poll()
+        self._rounds.step()
         if record.verdict is not Verdict.ACCUMULATED and self._saving.steps:
             self._steps_due |= (record.step + 1) % self._saving.steps == 0
 
@@ -190,6 +193,8 @@ class Session:
         if error is not None and not isinstance(error, Interrupted):
             self.journal.event("stopped", error=type(error).__name__, message=str(error))
         self.journal.close()
+        if not isinstance(error, KeyboardInterrupt | SystemExit):  # who asked it to end waits
+            self._rounds.end()
 
     def where_to_go_on(self) -> str:
         """A sentence on the newest checkpoint."""

@@ -98,9 +98,12 @@ class OwnJournal:
         self._stepped = True
         if values.get("verdict") == "accumulated":
             return
+        taken = values.get("verdict") == "applied"
         for name, called in _PLAIN.items():
-            if name in values:
-                add(self._field(called), place, _number(values[name]))
+            value = _number(values[name]) if name in values else math.nan
+            # Of a step that was taken NaN says that nobody told the value.
+            if name in values and not (taken and math.isnan(value)):
+                add(self._field(called), place, value)
         for i, rate in enumerate(_list(values.get("learning_rates"))):
             add(self._field(f"lr[{i}]" if i else "lr"), place, _number(rate))
         for term in _list(values.get("terms")):
