@@ -243,7 +243,7 @@ def test_a_model_that_is_only_a_container_is_watched_as_well():
 def test_a_mask_that_holds_infinities_by_design_is_no_fault_and_copied_once(decide, monkeypatch):
     taken = []
     take = Snapshot.take
-    monkeypatch.setattr(Snapshot, "take", lambda self, s: (taken.append(1), take(self, s)))
+    monkeypatch.setattr(Snapshot, "take", lambda self, *a: (taken.append(1), take(self, *a)))
     run = Run(decide)
     run.model.register_buffer("mask", torch.full((3, 3), -math.inf))
     run.guard.detach()

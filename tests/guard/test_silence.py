@@ -109,6 +109,16 @@ def test_a_layer_frozen_by_mistake_is_named_once(decide, way):
     assert StepRecord.from_dict(told[0].to_dict()) == told[0]
 
 
+@pytest.mark.parametrize("how", ["frozen", "unused"])
+def test_what_was_frozen_from_the_start_was_meant_and_what_is_unused_was_not(how):
+    model = net()
+    extra = nn.Parameter(torch.ones(2), requires_grad=how == "unused")
+    model.register_parameter("extra", extra)
+    guard = Guard(model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True))
+    told = [r.silent for r in go(guard, model, range(60)) if Event.SILENT_PARAMETER in r.events]
+    assert told == ([("extra",)] if how == "unused" else [])
+
+
 def test_parameters_that_take_turns_are_not_silent():
     model, _, guard = start("host")
     first, *_, last = model.parameters()

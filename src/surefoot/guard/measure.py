@@ -72,12 +72,14 @@ class ParameterTable:
 
     def fell_silent(self) -> tuple[str, ...]:
         """Names of those that have just gone without gradient for 50 steps while others had one;
-        each is named once. Experts that take turns are not meant: the set has to be the same.
+        each is named once. Experts that take turns are not meant, for the set has to be the same,
+        nor what was frozen before the first step.
         """
         if self._alike != _SILENT_AFTER or len(self._present) == len(self.names):
             return ()
-        present = set(self._present)
-        found = [n for i, n in enumerate(self.names) if i not in present and n not in self._told]
+        silent = set(range(len(self.names))).difference(self._present)
+        meant = {i for i in silent - self._seen if not self.parameters[i].requires_grad}
+        found = [self.names[i] for i in sorted(silent - meant) if self.names[i] not in self._told]
         self._told.update(found)
         return tuple(found)
 
