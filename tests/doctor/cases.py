@@ -386,6 +386,11 @@ OWN_JOURNAL = {
         RootCause.MEMORY_LEAK,
         log(said("stalled", 30, "no step for 900 s", seconds=900.0)),
     ),
+    "SF605": Pair(
+        log(said("halved", 30, "step 28: the batch did not fit", pieces=2.0), **_WITH_LOSS),
+        RootCause.UNKNOWN,
+        log(said("interrupted", 30, "stopped by SIGTERM at step 28"), **_WITH_LOSS),
+    ),
     "SF704": Pair(
         log(*(said("sample_set_aside", i, f"sample {i} is not loaded again") for i in (3, 5, 9))),
         RootCause.BAD_DATA_OR_LABELS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from logs import ROLES, falling, log, noisy, said
 
 from surefoot.doctor import RULES, Examination, Finding, RootCause, Severity, examine
 from surefoot.doctor.report import tell
+from surefoot.journal.series import Role
 
 NAN = float("nan")
 
@@ -183,3 +185,10 @@ def test_whatever_numbers_a_log_holds_it_is_judged(
     seen = examine(run)
     assert all(0.0 <= finding.confidence <= 1.0 for finding in seen.findings)
     json.dumps(seen.to_dict(), allow_nan=False)
+
+
+def test_the_scale_that_overflowed_counts_beside_the_new_one() -> None:
+    columns = log(new_scale=[64.0, 32.0], attempted_scale=[128.0, 64.0])
+    roles = {"new_scale": Role.LOSS_SCALE, "attempted_scale": Role.OTHER}
+    run = replace(columns, columns=tuple(replace(c, role=roles[c.name]) for c in columns.columns))
+    assert [finding.code for finding in examine(run).findings] == ["SF207"]

@@ -179,6 +179,7 @@ EVENTS = [
         "SF604",
     ),
     ("precision", {"asked": "fp16", "chosen": "fp32", "reason": "it overflowed"}, "SF208"),
+    ("halved", {"step": 9, "pieces": 2, "sizes": [4, 4], "problem": "out of memory"}, "SF605"),
     (
         "data",
         {"what": "exception", "quarantined": True, "index": 41, "error": "OSError", "text": "x"},
@@ -206,6 +207,7 @@ NEAR = [
     ("checkpoint", {"step": 9, "path": "checkpoints/1", "problem": "", "failures": 0}),
     ("gap", {"lost": 0}),
     ("precision", {"asked": "fp16", "chosen": "fp16", "reason": "the gradients agree"}),
+    ("interrupted", {"by": "SIGTERM", "step": 59, "checkpoint": "00001-step-59"}),
     ("data", {"what": "exception", "quarantined": False, "index": 41, "error": "E", "text": "x"}),
     ("finding", {"code": "SF101", "severity": "critical", "confidence": 0.9, "step": 3}),
     ("epoch", {"epoch": 1, "refused": 0, "loss": 0.9, "host_memory_mb": 900.0}),

@@ -24,6 +24,7 @@ HEALTHY, SICK, UNREADABLE = 0, 1, 2
 SCHEMA_VERSION = 1
 _LOGS = {".log", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".out", ".err"}
 _EVENTS = "events.out.tfevents"
+JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def _logs_below(path: Path) -> list[Path]:
         for file in sorted(path.rglob("*"))
         if file.is_file() and (file.suffix in _LOGS or _EVENTS in file.name)
     ]
+    journals = {file.parent for file in found if file.name == JOURNAL}
+    # Settings and manifests beside a journal are no logs.
+    found = [f for f in found if f.suffix != ".json" or not journals & set(f.parents)]
     if not found:
         raise JournalError(
             f"{path}: no log in this folder; looked for {', '.join(sorted(_LOGS))} and event "

@@ -38,7 +38,7 @@ _BLOCK = 2**20
 class LiveDoctor:
     """Tries every rule on a journal that is still being written to.
 
-    Only what was added since the last look is read. A look costs some tens of milliseconds; the
+    Only what was added since the last look is read. A look takes some tenths of a second; the
     next one is due after a hundred times as long as the last one took, and after half a minute at
     the earliest, so that looking takes at most a hundredth of the run's time.
 

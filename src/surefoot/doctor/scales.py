@@ -16,6 +16,7 @@ __all__ = ["ScaleHistory"]
 
 _AFTER = re.compile(r"new|after|to\b|reduc", re.I)
 _BEFORE = re.compile(r"attempt|before|from|old", re.I)
+_ATTEMPTED = re.compile(r"(attempted|previous|old)[ _]?(loss[ _]?)?scale", re.I)
 _NUMBER = r"([\d.]+(?:e[-+]?\d+)?)"
 _REDUCED = re.compile(rf"reduc\w*(?: loss scale)? (?:it )?(?:from \S+ )?to {_NUMBER}", re.I)
 _SET = re.compile(rf"(?:loss |gradient )?scale(?:r)?(?: is)?(?: now)?(?: to)?[:= ]+{_NUMBER}", re.I)
@@ -40,7 +41,7 @@ class ScaleHistory:
     def of(cls, run: LoggedRun) -> Self:
         """Gather it from the columns of role ``LOSS_SCALE`` and from the messages."""
         columns = [c for c in run.of(Role.LOSS_SCALE) if c.values.size]
-        before = next((c for c in columns if _BEFORE.search(c.name)), None)
+        before = next((c for c in columns if _BEFORE.search(c.name)), None) or _attempted(run)
         rest = [c for c in columns if c is not before] or columns
         chosen = next((c for c in rest if _AFTER.search(c.name)), None) or _longest(rest)
         told = {m.line: m.step for m in run.messages if m.kind == "overflow"}
@@ -81,6 +82,12 @@ class ScaleHistory:
     def growths(self) -> int:
         """How often it went up."""
         return int(np.sum(self.moves > 0))
+
+
+def _attempted(run: LoggedRun) -> Column | None:
+    """The scales that overflowed, where a log has those beside the new ones."""
+    others = (c for c in run.of(Role.OTHER) if c.values.size)
+    return next((c for c in others if _ATTEMPTED.search(c.name)), None)
 
 
 def _rows(column: Column) -> np.ndarray:

@@ -129,6 +129,29 @@ def told_of_growth(case: Case) -> Iterator[Finding]:
     )
 
 
+@rule("SF605", "a batch that did not fit and was computed in pieces")
+def in_pieces(case: Case) -> Iterator[Finding]:
+    """The step is the same, and takes longer."""
+    told = case.of_kind("halved")
+    if not told:
+        return
+    most = max(m.values.get("pieces", 0.0) for m in told)
+    yield Finding(
+        code="SF605",
+        title=f"batches did not fit into memory and were computed in up to {most:g} pieces",
+        cause=RootCause.UNKNOWN,
+        severity=Severity.NOTE,
+        confidence=0.9,
+        **said_at(told[0]),
+        evidence=(
+            Evidence("pieces", most, told[0].text[:140]),
+            Evidence("times", len(told), f"memory ran out {counted(len(told), 'time')}"),
+        ),
+        not_this=("not memory_leak by that alone: the step was computed and nothing was lost",),
+        remedy=(f"a batch {most:g} times smaller, accumulated {most:g} times, saves the attempts",),
+    )
+
+
 def _grows(values: np.ndarray) -> bool:
     start, end = level(values[: max(1, values.size // 10)]), last_level(values, 0.1, 1)
     if end <= 0 or end < 1.3 * start:
@@ -175,4 +198,4 @@ def _is_early(case: Case, message: Message) -> bool:
     return int(np.sum(column.lines < message.line)) <= 2
 
 
-RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed, told_of_growth)
+RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed, told_of_growth, in_pieces)

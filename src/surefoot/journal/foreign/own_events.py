@@ -124,6 +124,17 @@ def _stalled(line: Mapping[str, Any]) -> Iterator[Said]:
     yield Said("stalled", f"{told}; it waits in {line.get('waits_in')}", {"seconds": seconds})
 
 
+def _halved(line: Mapping[str, Any]) -> Iterator[Said]:
+    pieces = _number(line.get("pieces"))
+    text = f"step {line.get('step')}: the batch did not fit and was computed in {pieces:g} pieces"
+    yield Said("halved", text, {"pieces": pieces})
+
+
+def _interrupted(line: Mapping[str, Any]) -> Iterator[Said]:
+    text = f"stopped by {line.get('by')} at step {line.get('step')}, to be gone on with"
+    yield Said("interrupted", text)
+
+
 def _nothing(line: Mapping[str, Any]) -> Iterator[Said]:
     """What the doctor wrote itself while the run went on is no evidence."""
     yield from ()
@@ -138,6 +149,8 @@ HANDLED = {
     "precision": _precision,
     "stalled": _stalled,
     "finding": _nothing,
+    "halved": _halved,
+    "interrupted": _interrupted,
 }
 """Kinds of lines of which the words count, not the numbers."""
 
