@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from surefoot.doctor.finding import Finding
-from surefoot.doctor.html.panels import Panel
+from surefoot.doctor.html.panels import LINES, Panel
 
 __all__ = ["Mark", "marks_on"]
 
@@ -70,6 +70,8 @@ def _place(panel: Panel, finding: Finding, per: str) -> float | None:
         return float(finding.step)
     if finding.first_line is None:
         return None
+    if panel.per == LINES:
+        return float(np.clip(finding.first_line, *_range(panel)))
     line = max(panel.lines, key=lambda one: one.x.size)
     if not line.x.size:
         return None

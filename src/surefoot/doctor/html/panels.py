@@ -12,8 +12,10 @@ from surefoot.doctor.columns import finite
 from surefoot.doctor.robust import level, slope
 from surefoot.journal.series import Column, Role
 
-__all__ = ["MOST_LINES", "Line", "Panel", "panels_of"]
+__all__ = ["LINES", "MOST_LINES", "Line", "Panel", "panels_of"]
 
+LINES = "line of the log"
+"""What the x-axis counts where a log has no steps."""
 MOST_LINES = 8
 """Of a plot; the further ones are said to be left out."""
 _GIB = 2.0**30
@@ -86,7 +88,7 @@ def _by_line(panel: Panel) -> Panel:
         return panel
     return replace(
         panel,
-        per="line of the log",
+        per=LINES,
         lines=tuple(replace(line, x=line.lines.astype(float)) for line in panel.lines),
         crosses=tuple((float(line), line) for _, line in panel.crosses),
     )
