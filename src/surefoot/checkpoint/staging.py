@@ -55,7 +55,8 @@ class _Once:
         self.devices: set[torch.device] = set()
         self._buffers = buffers
         self._seen: dict[tuple[object, ...], Tensor] = {}
-        self._inside: dict[int, Any] = {}
+        self._inside: dict[int, tuple[Any, Any]] = {}
+        """Each container and its copy; held, for the identity of one that is gone is used again."""
 
     def copy(self, value: Any, place: str) -> Any:
         if isinstance(value, Tensor):
@@ -68,11 +69,12 @@ class _Once:
 
     def _container(self, value: Any, place: str) -> Any:
         if id(value) not in self._inside:  # it may contain itself
-            copied = self._inside[id(value)] = copy.copy(value)  # with an OrderedDict's attributes
+            copied = copy.copy(value)  # with an OrderedDict's attributes
+            self._inside[id(value)] = value, copied
             items = value if isinstance(value, Mapping) else dict(enumerate(value))
             for key, child in self._items(cast(Mapping[Any, Any], items), place):
                 copied[key] = child
-        return self._inside[id(value)]
+        return self._inside[id(value)][1]
 
     def _items(self, values: Mapping[Any, Any], place: str) -> list[tuple[Any, Any]]:
         return [(key, self.copy(child, f"{place}/{key!r}")) for key, child in values.items()]
