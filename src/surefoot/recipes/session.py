@@ -167,7 +167,8 @@ class Session:
         if newest is None:
             problem = "" if self._outcome is None else self._outcome.problem
             raise CheckpointError(f"{by}: the run stops and has no checkpoint. {problem}".strip())
-        lost = f", {step - newest.step} steps are lost" if step > newest.step else ""
+        gone = step - newest.step
+        lost = f" ({gone} step{'s'[: gone - 1]} lost after it)" if gone > 0 else ""
         line = f"  {by}: step {newest.step} is saved in {newest.path}{lost}. {self._go_on()}"
         self._say(line)
         return Interrupted(line.strip())
