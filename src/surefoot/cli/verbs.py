@@ -33,6 +33,11 @@ VERBS = (
         "surefoot.cli.train_refdet",
     ),
     Verb(
+        ("train", "camouflage"),
+        "train the segmenter of camouflaged objects on COD10K and its family",
+        "surefoot.cli.train_camouflage",
+    ),
+    Verb(
         ("demo", "refdet"),
         "make a procedural video set, train on it from random weights, measure, draw",
         "surefoot.cli.demo_refdet",

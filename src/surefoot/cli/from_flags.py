@@ -1,0 +1,50 @@
+"""Settings of a recipe from its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import tyro
+
+from surefoot.recipes.run_folder import CONFIG, run_folder_of
+from surefoot.recipes.settings import Settings
+
+__all__ = ["training_settings"]
+
+S = TypeVar("S", bound=Settings)
+
+
+def training_settings(arguments: Sequence[str], default: S, *, prog: str) -> S:
+    """Settings from flags; with ``--resume``, what is not given is the resumed run's.
+
+    Args:
+        arguments: the flags, in either spelling.
+        default: what is not given; it has a subject ``run`` with ``resume``, ``checkpoint`` and
+            ``save_dir``.
+        prog: the command, for ``--help``.
+
+    Raises:
+        ConfigError: an impossible value, or nothing to resume at the path.
+        SystemExit: an unknown flag or an unreadable value (status 2), or ``--help`` (0).
+    """
+    config = _read(arguments, default, prog)
+    resume = cast(Any, config).run.resume
+    if resume is None:
+        return config
+    folder = run_folder_of(resume)
+    saved = cast(Any, type(default).load(folder / CONFIG))
+    run = replace(saved.run, save_dir=folder, checkpoint=None)
+    return _read(arguments, cast(S, replace(saved, run=run)), prog)
+
+
+def _read(arguments: Sequence[str], default: S, prog: str) -> S:
+    return tyro.cli(
+        type(default),
+        args=arguments,
+        default=default,
+        prog=prog,
+        description=(type(default).__doc__ or "").partition("\n")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )

@@ -1,0 +1,96 @@
+"""Two stages in optimizer steps, and one factor for all learning rates.
+
+The peaks of the groups keep their ratios under every schedule, in warm-up and after a resume,
+because a single factor multiplies them all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from surefoot.recipes.camouflage.config import CamouflageConfig
+
+__all__ = ["Plan"]
+
+_RISE = 0.3
+_START, _END = 1 / 25, 1e-4
+"""One-cycle: share of a stage that rises, and what it starts from and ends at, of its peak. Smith
+and Topin 2018, arXiv:1708.07120, with the defaults of torch.optim.lr_scheduler.OneCycleLR."""
+_COSINE_END = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and what its learning rates do.
+
+    >>> plan = Plan(steps_per_epoch=10, total_steps=40, first_steps=20, second_peak=0.5)
+    >>> [round(plan.factor(step), 3) for step in (0, 6, 19, 20, 26, 39)]
+    [0.04, 1.0, 0.013, 0.02, 0.5, 0.006]
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    first_steps: int
+    """Optimizer steps of stage 1."""
+    second_peak: float = 0.5
+    """Peak of stage 2, of that of stage 1."""
+    warmup_steps: int = 0
+    """Of each stage."""
+    scheduler: str = "onecycle"
+
+    @classmethod
+    def of(cls, config: CamouflageConfig, batches: int) -> Plan:
+        """The plan for epochs of ``batches`` micro-batches."""
+        options = config.optimizer
+        per_epoch = math.ceil(batches / options.accumulation_steps)
+        total = config.run.max_steps or per_epoch * config.run.epochs
+        return cls(
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+            first_steps=min(per_epoch * config.run.stage1_epochs, total),
+            second_peak=options.second_lr / options.lr,
+            warmup_steps=round(options.warmup_epochs * per_epoch),
+            scheduler=options.scheduler,
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs, the last of which may be cut short."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def steps_in(self, epoch: int) -> int:
+        """Optimizer steps of epoch ``epoch``, from 0."""
+        return min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+
+    def stage(self, epoch: int) -> int:
+        """1 while the backbone is frozen, then 2."""
+        return 1 if epoch * self.steps_per_epoch < self.first_steps else 2
+
+    def factor(self, step: int) -> float:
+        """What the peaks of stage 1 are multiplied by at an optimizer step, from 0."""
+        if step < self.first_steps:
+            return self._curve(step, self.first_steps)
+        return self.second_peak * self._curve(
+            step - self.first_steps, self.total_steps - self.first_steps
+        )
+
+    def _curve(self, step: int, length: int) -> float:
+        warmup = min(self.warmup_steps, length // 2)
+        if step < warmup:
+            return self._shape(0.0) * (step + 1) / warmup
+        return self._shape((step - warmup) / max(length - warmup, 1))
+
+    def _shape(self, progress: float) -> float:
+        progress = min(progress, 1.0)
+        if self.scheduler == "none":
+            return 1.0
+        if self.scheduler == "cosine":
+            return _between(1.0, _COSINE_END, progress)
+        if progress < _RISE:
+            return _between(_START, 1.0, progress / _RISE)
+        return _between(1.0, _END, (progress - _RISE) / (1 - _RISE))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
