@@ -8,14 +8,15 @@ equations 4 and 5). Distances are never negative, so a decoded box is never inve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from surefoot.errors import UsageError
-from surefoot.shapes import DetectionPrediction
 
 __all__ = [
+    "BoxesAndScores",
     "Detections",
     "anchor_points",
     "best_boxes",
@@ -23,6 +24,30 @@ __all__ = [
     "detections",
     "encode_boxes",
 ]
+
+
+class BoxesAndScores(Protocol):
+    """What every head says, whatever its scores are of: references, or classes."""
+
+    @property
+    def logits(self) -> Tensor:
+        """B A N."""
+        ...
+
+    @property
+    def distribution(self) -> Tensor:
+        """B A 4 R: logits over the distance of each side, in strides."""
+        ...
+
+    @property
+    def anchor_points(self) -> Tensor:
+        """A 2, x y in pixels."""
+        ...
+
+    @property
+    def strides(self) -> Tensor:
+        """A, pixels."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +59,7 @@ class Detections:
     scores: Tensor
     """M, probabilities."""
     objects: Tensor
-    """M, int64: which of the N objects."""
+    """M, int64: which of the N objects or classes."""
 
 
 def anchor_points(
@@ -114,7 +139,7 @@ def encode_boxes(boxes: Tensor, anchor_points: Tensor, strides: Tensor, reg_max:
     return (sides / strides[..., None]).clamp(0, reg_max - 1)
 
 
-def best_boxes(prediction: DetectionPrediction) -> tuple[Tensor, Tensor]:
+def best_boxes(prediction: BoxesAndScores) -> tuple[Tensor, Tensor]:
     """The likeliest place of every object in every image: no suppression is needed for one box.
 
     Returns:
@@ -130,7 +155,7 @@ def best_boxes(prediction: DetectionPrediction) -> tuple[Tensor, Tensor]:
 
 
 def detections(
-    prediction: DetectionPrediction,
+    prediction: BoxesAndScores,
     *,
     threshold: float = 0.001,
     iou_threshold: float = 0.6,

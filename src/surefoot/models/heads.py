@@ -1,4 +1,4 @@
-"""What is read off every anchor point: an embedding, a box, "some object is here", and a score."""
+"""What is read off every anchor point: a box and a score, of fixed classes or of references."""
 
 from __future__ import annotations
 
@@ -9,12 +9,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from surefoot.errors import ConfigError
 from surefoot.models.blocks import ConvBnAct
 
-__all__ = ["DetectionHead", "PrototypeScore"]
+__all__ = ["DetectionHead", "PrototypeScore", "StandardHead"]
 
 _PRIOR = 0.01
 """Share of anchor points that are taken to show an object before anything is learnt."""
+
+
+_PRIOR_POINTS = 5.0
+"""Positive points per level of a 640-pixel image, before anything is learnt."""
+
+
+class StandardHead(nn.Module):
+    """YOLOv8's own head, for classes that are known beforehand: a tower for boxes, one for classes.
+
+    Each is two 3x3 convolutions and a 1x1, of its own on every level. Initialisation: distributions
+    uniform up to their weights' small noise (distribution focal loss about ln R); a class at the
+    prior that makes five points of a 640-pixel image positive on every level.
+
+    Args:
+        channels: channels of each level's map, finest first.
+        strides: pixels, of the same levels.
+        classes: N, at least 1.
+        reg_max: R, bins of a side's distribution.
+
+    Raises:
+        ConfigError: no classes, or fewer than two bins.
+
+    >>> head = StandardHead((8, 16), (8, 16), classes=3)
+    >>> [tuple(out.shape) for out in head([torch.zeros(1, 8, 4, 6), torch.zeros(1, 16, 2, 3)])]
+    [(1, 30, 4, 16), (1, 30, 3)]
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        *,
+        classes: int,
+        reg_max: int = 16,
+    ) -> None:
+        super().__init__()
+        if classes < 1 or reg_max < 2:
+            raise ConfigError(
+                f"StandardHead: classes {classes}, reg_max {reg_max}; at least 1 and 2."
+            )
+        self.classes, self.reg_max = classes, reg_max
+        box = max(16, channels[0] // 4, 4 * reg_max)
+        label = max(channels[0], min(classes, 100))
+        self.box = nn.ModuleList(_tower(c, box, 4 * reg_max, 2) for c in channels)
+        self.label = nn.ModuleList(_tower(c, label, classes, 2) for c in channels)
+        for tower, stride in zip(self.label, strides, strict=True):
+            share = _PRIOR_POINTS / (classes * (640 / stride) ** 2)
+            nn.init.constant_(tower.get_parameter("2.bias"), math.log(share))
+        for tower in self.box:
+            nn.init.zeros_(tower.get_parameter("2.bias"))
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps B C h w of the levels -> distribution B A 4 R and logits B A N, levels one after the
+        other, in the precision of the maps. Both are views of tensors that lie channel by channel.
+        """
+        distribution, logits = (
+            torch.cat([tower(m).flatten(2) for tower, m in zip(t, maps, strict=True)], dim=2)
+            for t in (self.box, self.label)
+        )
+        distribution = distribution.unflatten(1, (4, self.reg_max)).permute(0, 3, 1, 2)
+        return distribution, logits.transpose(1, 2)
 
 
 class DetectionHead(nn.Module):

@@ -1,9 +1,12 @@
-"""YOLOv8's backbone and neck (PAN-FPN), at any width, depth and choice of strides.
+"""YOLOv8: backbone and neck (PAN-FPN) at any width, depth and choice of strides; the detector.
 
 Written from the published description; the pyramid is Liu et al. 2018, "Path Aggregation Network
 for Instance Segmentation", arXiv:1803.01534. The finest stride asked for decides how far down the
 top-down path goes: (8, 16, 32) is YOLOv8 itself, (4, 8, 16, 32) its variant for small objects, and
 (8,) has no bottom-up path at all. Nothing is built that no output depends on.
+
+Images are RGB in [0, 1], in training, evaluation and export alike: no mean is taken off, nothing
+is divided by a deviation. Published weights were trained on just that.
 """
 
 from __future__ import annotations
@@ -17,10 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from surefoot.errors import CheckpointError, ConfigError
+from surefoot.errors import CheckpointError, ConfigError, UsageError
 from surefoot.models.blocks import C2f, ConvBnAct, Sppf
+from surefoot.models.decode import anchor_points
+from surefoot.models.heads import StandardHead
+from surefoot.shapes import Prediction
 
-__all__ = ["Scale", "YoloV8", "YoloV8Config", "load_ultralytics_state_dict"]
+__all__ = [
+    "Scale",
+    "StandardPrediction",
+    "YoloV8",
+    "YoloV8Config",
+    "YoloV8Detector",
+    "load_ultralytics_state_dict",
+    "our_name",
+]
 
 Scale = Literal["n", "s", "m", "l", "x"]
 """Published sizes of YOLOv8, from nano to extra large."""
@@ -189,6 +203,64 @@ class YoloV8(nn.Module):
         return {stride: maps[stride] for stride in self.config.strides}
 
 
+@dataclass(frozen=True, kw_only=True)
+class StandardPrediction(Prediction):
+    """Every anchor point of every image, scored against every class."""
+
+    logits: Tensor
+    """B A N; ``sigmoid(logits)`` is the probability that the class is at the anchor point."""
+    distribution: Tensor
+    """B A 4 R: logits over the distance of the left, top, right and bottom side, in strides."""
+    anchor_points: Tensor
+    """A 2, x y in pixels."""
+    strides: Tensor
+    """A, pixels."""
+
+
+class YoloV8Detector(nn.Module):
+    """YOLOv8 whole: backbone, neck and standard head, for classes that are known beforehand.
+
+    >>> detector = YoloV8Detector("n", classes=80)
+    >>> sum(p.numel() for p in detector.parameters())
+    3157184
+    >>> detector(torch.zeros(1, 3, 64, 96)).logits.shape
+    torch.Size([1, 126, 80])
+    """
+
+    def __init__(
+        self, config: YoloV8Config | Scale = "n", *, classes: int, reg_max: int = 16
+    ) -> None:
+        super().__init__()
+        self.backbone = YoloV8(config)
+        strides = self.backbone.config.strides
+        channels = tuple(self.backbone.config.channels_at(s) for s in strides)
+        self.head = StandardHead(channels, strides, classes=classes, reg_max=reg_max)
+
+    def forward(self, images: Tensor) -> StandardPrediction:
+        """Scores every anchor point against every class.
+
+        Args:
+            images: B 3 H W, RGB in [0, 1]; sides are multiples of the deepest stride.
+
+        Raises:
+            UsageError: the images are of another shape.
+        """
+        deepest = self.backbone.deepest
+        sides = images.shape[-2:]
+        if images.ndim != 4 or images.shape[1] != 3 or any(s % deepest or not s for s in sides):
+            raise UsageError(
+                f"detecting: images are {tuple(images.shape)}; expected B 3 H W with H and W "
+                f"multiples of {deepest}, the deepest stride. Letterbox them to such a size."
+            )
+        maps = self.backbone(images)
+        distribution, logits = self.head(list(maps.values()))
+        sizes = {stride: (m.shape[-2], m.shape[-1]) for stride, m in maps.items()}
+        points, strides = anchor_points(sizes, images.device)
+        return StandardPrediction(
+            logits=logits, distribution=distribution, anchor_points=points, strides=strides
+        )
+
+
 # Layer numbers of Ultralytics' yolov8.yaml by what the layer is here.
 _ULTRALYTICS_LAYERS: dict[int, str] = {
     0: "stem",
@@ -220,7 +292,7 @@ def load_ultralytics_state_dict(model: YoloV8, state: Mapping[str, Tensor]) -> t
         CheckpointError: a tensor of the checkpoint is of another shape, as for another scale, or
             nothing in it belongs to a YOLOv8.
     """
-    renamed = dict(_renamed(state))
+    renamed = {ours: value for name, value in state.items() if (ours := our_name(name))}
     own = model.state_dict()
     taken = {name: value for name, value in renamed.items() if name in own}
     if not taken:
@@ -239,10 +311,12 @@ def load_ultralytics_state_dict(model: YoloV8, state: Mapping[str, Tensor]) -> t
     return tuple(name for name in own if name not in taken)
 
 
-def _renamed(state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    found: list[tuple[str, Tensor]] = []
-    for name, value in state.items():
-        parts = name.removeprefix("model.").split(".", 1)
-        if len(parts) == 2 and parts[0].isdecimal() and int(parts[0]) in _ULTRALYTICS_LAYERS:
-            found.append((f"{_ULTRALYTICS_LAYERS[int(parts[0])]}.{parts[1]}", value))
-    return found
+def our_name(name: str) -> str | None:
+    """Our name of a tensor of an Ultralytics YOLOv8's backbone or neck; None for any other.
+
+    >>> our_name("model.15.cv1.conv.weight")
+    'top_down.8.cv1.conv.weight'
+    """
+    layer, _, rest = name.removeprefix("model.").partition(".")
+    place = _ULTRALYTICS_LAYERS.get(int(layer)) if layer.isdecimal() else None
+    return f"{place}.{rest}" if place and rest else None
