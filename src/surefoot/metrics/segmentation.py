@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
@@ -284,6 +285,7 @@ def _measured(chances: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[st
 
 @functools.cache
 def _kinds() -> tuple[Any, ...]:
+    before = random.getstate()  # something that it imports draws a number, in a run's middle
     try:
         metrics = import_module("py_sod_metrics")
     except ModuleNotFoundError as missing:
@@ -291,6 +293,8 @@ def _kinds() -> tuple[Any, ...]:
             f"Scores of masks need pysodmetrics, and {missing.name} is not installed: "
             "pip install 'surefoot[vision]'."
         ) from missing
+    finally:
+        random.setstate(before)
     return _s_measure(metrics), metrics.Emeasure, metrics.WeightedFmeasure, metrics.MAE
 
 

@@ -50,7 +50,7 @@ class DataOptions:
     """Flip, scale, turn and tint the training images."""
     batch_size: int = 2
     """Images of a micro-batch."""
-    num_workers: int = 4
+    num_workers: int = 2
     """Processes that decode and augment; 0 = in the training process."""
     cache_mb: float = 0.0
     """Memory for decoded files, in MB for each worker; worth it for small sets."""

@@ -14,9 +14,9 @@ from surefoot.recipes.camouflage.config import CamouflageConfig
 __all__ = ["Plan"]
 
 _RISE = 0.3
-_START, _END = 1 / 25, 1e-4
+_START, _END = 1 / 25, 4e-6
 """One-cycle: share of a stage that rises, and what it starts from and ends at, of its peak. Smith
-and Topin 2018, arXiv:1708.07120, with the defaults of torch.optim.lr_scheduler.OneCycleLR."""
+and Topin 2018, arXiv:1708.07120, as torch.optim.lr_scheduler.OneCycleLR has it."""
 _COSINE_END = 0.01
 
 
@@ -26,7 +26,7 @@ class Plan:
 
     >>> plan = Plan(steps_per_epoch=10, total_steps=40, first_steps=20, second_peak=0.5)
     >>> [round(plan.factor(step), 3) for step in (0, 6, 19, 20, 26, 39)]
-    [0.04, 1.0, 0.013, 0.02, 0.5, 0.006]
+    [0.04, 0.987, 0.0, 0.02, 0.494, 0.0]
     """
 
     steps_per_epoch: int
@@ -78,19 +78,20 @@ class Plan:
     def _curve(self, step: int, length: int) -> float:
         warmup = min(self.warmup_steps, length // 2)
         if step < warmup:
-            return self._shape(0.0) * (step + 1) / warmup
-        return self._shape((step - warmup) / max(length - warmup, 1))
+            return self._shape(0, length - warmup) * (step + 1) / warmup
+        return self._shape(step - warmup, length - warmup)
 
-    def _shape(self, progress: float) -> float:
-        progress = min(progress, 1.0)
+    def _shape(self, step: int, length: int) -> float:
+        last = max(length - 1, 1)
         if self.scheduler == "none":
             return 1.0
         if self.scheduler == "cosine":
-            return _between(1.0, _COSINE_END, progress)
-        if progress < _RISE:
-            return _between(_START, 1.0, progress / _RISE)
-        return _between(1.0, _END, (progress - _RISE) / (1 - _RISE))
+            return _between(1.0, _COSINE_END, step / last)
+        top = max(_RISE * length - 1, 0.0)
+        if step < top:
+            return _between(_START, 1.0, step / top)
+        return _between(1.0, _END, (step - top) / max(last - top, 1))
 
 
 def _between(start: float, end: float, share: float) -> float:
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
