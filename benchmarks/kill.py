@@ -199,7 +199,7 @@ class Course:
     def _comes(self, life: subprocess.Popen[bytes], moment: str) -> bool:
         """Wait for the moment; False where the run was done before."""
         begun = time.monotonic()
-        after = self._steps() + self._rng.randint(1, max(2, self._recipe.steps // 10))
+        after = self._steps() + self._rng.randint(2, max(4, self._recipe.steps // 10))
         delay = self._rng.uniform(0.0, 0.02 if moment == "save" else self._recipe.delay)
         started = self._rng.uniform(0.0, 4.0)
         while life.poll() is None and time.monotonic() - begun < _WAIT:
@@ -222,7 +222,7 @@ class Course:
         with journal.open("rb") as file:
             file.seek(-min(journal.stat().st_size, 2**14), os.SEEK_END)
             tail = file.read()
-        numbers = re.findall(rb'"kind":"step",[^\n]*?"step":(\d+),', tail)
+        numbers = re.findall(rb'"kind": *"step",[^\n]*?"step": *(\d+),', tail)
         return 1 + int(numbers[-1]) if numbers else 0
 
     def _newest(self) -> int:
@@ -324,7 +324,8 @@ def main() -> None:
         differ |= bool(tally.differ)
         if not tally.differ:
             shutil.rmtree(folder)
-    command = f"python -m benchmarks.kill --kills {kills} --seed {options.seed}"
+    quick = " --quick" if options.quick else ""
+    command = f"python -m benchmarks.kill{quick} --kills {kills} --seed {options.seed}"
     text = "\n".join([f"`{command}`; {machine()}", "", HEAD, *rows])
     print(text)
     if options.out is not None:
