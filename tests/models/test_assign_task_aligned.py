@@ -263,7 +263,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     truth = a_truth([(0, 0, (1, 1, 9, 9))])
     truth.box_class = truth.box_class[:, None]
-    with pytest.raises(UsageError, match=r"\(1, 1\)\]; expected M 4, M, M"):
+    with pytest.raises(UsageError, match=r"\(1, 1\)\]; expected M 4, M and M"):
         task_aligned(a_prediction(1, seed=0), truth)
 
 

@@ -68,7 +68,7 @@ class TaskAlignedConfig:
 
     def __post_init__(self) -> None:
         least = min(self.alpha, self.beta)
-        if self.topk < 1 or not 0 <= least or not math.isfinite(self.alpha + self.beta):
+        if self.topk < 1 or not least >= 0 or not math.isfinite(self.alpha + self.beta):
             raise ConfigError(
                 f"TaskAlignedConfig: {self}; topk is at least 1, alpha and beta at least 0."
             )
@@ -177,7 +177,8 @@ def _check(truth: LabelledBoxes) -> None:
     shapes = [tuple(t.shape) for t in (truth.boxes, truth.box_image, truth.box_class)]
     if shapes != [(count, 4), (count,), (count,)]:
         raise UsageError(
-            f"task_aligned: boxes, box_image and box_class have shapes {shapes}; expected M 4, M, M."
+            f"task_aligned: boxes, box_image and box_class have shapes {shapes}; expected M 4, "
+            "M and M."
         )
 
 
