@@ -12,44 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
+from recipes.camouflage_runs import cod10k, quiet, tiny
 from surefoot import cli
 from surefoot.checkpoint import Checkpoint, CheckpointStore
 from surefoot.errors import CheckpointError, ConfigError, DataError
 from surefoot.journal import Entry, JournalReader
-from surefoot.recipes.camouflage import CamouflageConfig
 from surefoot.recipes.camouflage.build import term_weights
 from surefoot.recipes.camouflage.options import (
-    DataOptions,
-    HardwareOptions,
     LossOptions,
-    ModelOptions,
-    OptimizerOptions,
-    RunOptions,
 )
 from surefoot.recipes.camouflage.schedule import Plan
 from surefoot.recipes.camouflage.sources import open_sources
-from surefoot.recipes.camouflage.train import CamouflageRun, train, train_on_folders
+from surefoot.recipes.camouflage.train import CamouflageRun, train_on_folders
 from surefoot.records import Cause, StepRecord
-
-
-def tiny(folder: Path, **run: Any) -> CamouflageConfig:
-    """3 epochs of 5 steps (2 of them in stage 1), 20 images of 64 px in batches of 2."""
-    return CamouflageConfig(
-        run=RunOptions(**{"epochs": 3, "stage1_epochs": 2, "save_dir": folder, **run}),
-        data=DataOptions(procedural=20, img_size=64, num_workers=0),
-        model=ModelOptions(backbone="tiny", channels=8),
-        optimizer=OptimizerOptions(lr=1e-3, accumulation_steps=2),
-        hardware=HardwareOptions(device="cpu", precision="fp32"),
-    )
-
-
-def quiet(config: CamouflageConfig) -> Path:
-    sources = open_sources(config)
-    few = type(sources.validation)(length=3, size=64, seed=1, split="validation")  # type: ignore
-    return train(config, replace(sources, validation=few), stream=io.StringIO()).folder
 
 
 def entries(folder: Path, kind: str) -> list[Entry]:
@@ -217,22 +194,6 @@ def test_weights_of_terms_follow_the_settings_and_indecision_grows() -> None:
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-def cod10k(root: Path, count: int = 6) -> Path:
-    """A data set in COD10K's own layout."""
-    random = np.random.default_rng(0)
-    for split in ("Train", "Test"):
-        for folder in ("Image", "GT_Object"):
-            (root / split / folder).mkdir(parents=True)
-        for i in range(count):
-            stem = f"COD10K-CAM-{i % 5 + 1}-Aquatic-{i + 1}-Crab-{i + 1}"
-            pixels = random.integers(0, 255, (48, 60, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / split / "Image" / f"{stem}.jpg")
-            mask = np.zeros((48, 60), np.uint8)
-            mask[10:30, 15:40] = 255
-            Image.fromarray(mask).save(root / split / "GT_Object" / f"{stem}.png")
-    return root
 
 
 def test_the_reports_own_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

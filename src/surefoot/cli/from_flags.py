@@ -11,9 +11,10 @@ import tyro
 from surefoot.recipes.run_folder import CONFIG, run_folder_of
 from surefoot.recipes.settings import Settings
 
-__all__ = ["training_settings"]
+__all__ = ["read_flags", "training_settings"]
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 
 
 def training_settings(arguments: Sequence[str], default: S, *, prog: str) -> S:
@@ -40,11 +41,30 @@ def training_settings(arguments: Sequence[str], default: S, *, prog: str) -> S:
 
 
 def _read(arguments: Sequence[str], default: S, prog: str) -> S:
+    return read_flags(type(default), arguments, prog=prog, default=default)
+
+
+def read_flags(
+    kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None
+) -> T:
+    """A dataclass of settings from flags, in either spelling.
+
+    Args:
+        kind: the dataclass; the first line of its docstring describes the command.
+        arguments: the flags.
+        prog: the command, for ``--help``.
+        default: what is not given; the dataclass's own defaults where there is none.
+
+    Raises:
+        ConfigError: an impossible value.
+        SystemExit: an unknown flag or an unreadable value (status 2), or ``--help`` (0).
+    """
+    given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
-        type(default),
+        kind,
         args=arguments,
-        default=default,
         prog=prog,
-        description=(type(default).__doc__ or "").partition("\n")[0],
+        description=(kind.__doc__ or "").partition("\n")[0],
         config=(tyro.conf.OmitArgPrefixes,),
+        **given,
     )

@@ -43,6 +43,26 @@ VERBS = (
         "surefoot.cli.demo_refdet",
     ),
     Verb(
+        ("demo", "camouflage"),
+        "hide objects in textures, train a small segmenter from random weights, score, draw",
+        "surefoot.cli.demo_camouflage",
+    ),
+    Verb(
+        ("eval", "camouflage"),
+        "score a trained segmenter on test sets, beside predictions that took no training",
+        "surefoot.cli.eval_camouflage",
+    ),
+    Verb(
+        ("predict", "camouflage"),
+        "segment pictures: masks, overlays, both side by side",
+        "surefoot.cli.predict_camouflage",
+    ),
+    Verb(
+        ("export", "camouflage"),
+        "write a trained segmenter as ONNX, compared with the original",
+        "surefoot.cli.export_camouflage",
+    ),
+    Verb(
         ("doctor",),
         "read logs of any framework and say what is wrong, most likely cause first",
         "surefoot.cli.doctor",
