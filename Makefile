@@ -7,19 +7,23 @@ PIP_FLAGS ?=
 # Passed to pytest. One worker per core, each with one thread; four at most, each holds a torch.
 TEST_FLAGS ?= -n logical --maxprocesses 4
 DEMO_FLAGS ?= --out runs/demo
+CAMOUFLAGE_FLAGS ?= --out runs/demo-camouflage
 BENCH_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check lint format-check imports types fix bench build try-wheel clean
+.PHONY: help demo demo-camouflage test check lint format-check imports types fix bench build try-wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile 
 
 demo: $(INSTALLED)  ## train a small detector on procedural scenes: minutes, on a CPU, into runs/demo
 	$(BIN)/surefoot demo refdet $(DEMO_FLAGS)
+
+demo-camouflage: $(INSTALLED)  ## train a small segmenter on procedural camouflage: minutes, on a CPU
+	$(BIN)/surefoot demo camouflage $(CAMOUFLAGE_FLAGS)
 
 test: $(INSTALLED)  ## the whole suite, doctests included
 	$(BIN)/python -m pytest $(TEST_FLAGS)
