@@ -157,7 +157,7 @@ def _draw(
         path,
         title=f"{name}: the best {len(best)} and the worst {len(worst)} of {len(ranked)} masks",
         subtitle=f"image, truth, mask, and both: amber what was found, green the true outline. "
-        f"S-measure, mean {0.0 if mean is None else mean:.3f}. {segmenter.source}",
+        f"S-measure, mean {0.0 if mean is None else mean:.3f}. {Path(segmenter.source).name}",
     )
 
 
