@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surefoot.data.detection import DetectionItem, collate_detection
 from surefoot.errors import ConfigError
 from surefoot.losses.detection import DetectionLoss, DetectionLossConfig
 from surefoot.models import anchor_points
@@ -178,6 +179,25 @@ def test_terms_at_random_initialisation_are_what_the_docstring_says() -> None:
     q = found.score.sum().clamp(min=1)
     assert (terms.values["dfl"] / (found.score.sum() / q)).item() == pytest.approx(2.77, rel=0.1)
     assert terms.values["cls"] < 15
+
+
+def test_a_batch_of_the_data_set_reaches_every_parameter() -> None:
+    items = [
+        DetectionItem(image=torch.rand(3, 64, 64), boxes=boxes, labels=labels, id=name, index=0)
+        for name, boxes, labels in [
+            ("two", torch.tensor([[4.0, 4, 40, 40], [20, 30, 60, 62]]), torch.tensor([0, 4])),
+            ("none", torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        ]
+    ]
+    batch, detector = collate_detection(items), YoloV8Detector("n", classes=CLASSES)
+    prediction = detector(batch.images)
+    found = positive_points(prediction, batch, task_aligned(prediction, batch))
+    assert found.image.unique().tolist() == [0]
+    DetectionLoss()(prediction.logits, found).total.backward()
+    without = [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.any()]
+    # A fresh head's boxes are 15 strides wide: those of the coarser levels miss objects this small.
+    assert set(found.point.tolist()) <= set(range(64))
+    assert [name for name in without if not name.startswith(("head.box.1.", "head.box.2."))] == []
 
 
 def test_a_few_steps_learn_two_images() -> None:
