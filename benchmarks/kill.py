@@ -71,6 +71,16 @@ def _refdet(data: Path, *, episodes: int, epochs: int, more: Sequence[str] = ())
     ]  # fmt: skip
 
 
+def _camouflage(*, epochs: int, stage1_epochs: int, workers: int) -> list[str]:
+    """20 optimizer steps of 2 micro-batches an epoch, half of the epochs in the first stage."""
+    return [
+        "--procedural", "80", "--backbone", "tiny", "--channels", "8", "--img-size", "48",
+        "--batch-size", "2", "--accumulation-steps", "2", "--epochs", str(epochs),
+        "--stage1-epochs", str(stage1_epochs), "--save-steps", "2", "--val-interval", "99",
+        "--num-workers", str(workers), "--device", "cpu", "--precision", "fp32",
+    ]  # fmt: skip
+
+
 RECIPES: dict[str, Recipe] = {
     "refdet": Recipe(
         ("train", "refdet"),
@@ -83,6 +93,20 @@ RECIPES: dict[str, Recipe] = {
         steps=80,
         epochs=4,
         delay=0.2,
+    ),
+    "camouflage": Recipe(
+        ("train", "camouflage"),
+        lambda _: _camouflage(epochs=4, stage1_epochs=2, workers=1),
+        steps=80,
+        epochs=4,
+        delay=0.2,
+    ),
+    "camouflage, tiny": Recipe(
+        ("train", "camouflage"),
+        lambda _: _camouflage(epochs=2, stage1_epochs=1, workers=0),
+        steps=40,
+        epochs=2,
+        delay=0.03,
     ),
     "refdet, tiny": Recipe(
         ("train", "refdet"),
@@ -312,7 +336,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="page whose marked block is written")
     options = parser.parse_args()
-    names = options.recipe or (["refdet, tiny"] if options.quick else ["refdet"])
+    tiny = ["refdet, tiny", "camouflage, tiny"]
+    names = options.recipe or (tiny if options.quick else ["refdet", "camouflage"])
     kills = options.kills or (6 if options.quick else 100)
     rows: list[str] = []
     differ = False

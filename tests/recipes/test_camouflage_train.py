@@ -19,10 +19,9 @@ from surefoot import cli
 from surefoot.checkpoint import Checkpoint, CheckpointStore
 from surefoot.errors import CheckpointError, ConfigError, DataError
 from surefoot.journal import Entry, JournalReader
+from surefoot.recipes.camouflage import CamouflageConfig
 from surefoot.recipes.camouflage.build import term_weights
-from surefoot.recipes.camouflage.options import (
-    LossOptions,
-)
+from surefoot.recipes.camouflage.options import DataOptions, LossOptions
 from surefoot.recipes.camouflage.schedule import Plan
 from surefoot.recipes.camouflage.sources import open_sources
 from surefoot.recipes.camouflage.train import CamouflageRun, train_on_folders
@@ -121,6 +120,40 @@ def test_a_run_cut_short_in_either_stage_ends_where_it_would_have(
     assert steps[-1] == 14
 
 
+def test_a_run_on_real_pairs_killed_in_both_stages_ends_where_it_would_have(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camo = shared / "data" / "segment" / "CAMO"
+
+    def settings(folder: Path, **run: Any) -> CamouflageConfig:
+        config = tiny(folder, epochs=2, stage1_epochs=1, val_interval=99, **run)
+        data = DataOptions(
+            images=camo / "Imgs", masks=camo / "GT", img_size=32, batch_size=8, num_workers=0,
+            val_share=0.05,
+        )  # fmt: skip
+        return replace(config, data=data)
+
+    whole = train_on_folders(settings(tmp_path / "whole"), stream=io.StringIO()).folder
+    last = max(r.step for r in JournalReader(whole / "journal.jsonl").steps())
+    resume = None
+    for at in (last // 4, 3 * last // 4, None):
+
+        def cut(run: CamouflageRun, record: StepRecord, at: int | None = at) -> None:
+            if record.step == at:
+                raise KeyboardInterrupt
+
+        config = settings(tmp_path / "cut", save_steps=1, resume=resume)
+        with monkeypatch.context() as patch:
+            patch.setattr(CamouflageRun, "stepped", cut)
+            if at is None:
+                train_on_folders(config, stream=io.StringIO())
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    train_on_folders(config, stream=io.StringIO())
+        resume = tmp_path / "cut"
+    assert differing(newest(whole), newest(tmp_path / "cut")) == []
+
+
 def test_nan_images_cost_their_steps_and_the_record_names_them(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +176,10 @@ def test_nan_images_cost_their_steps_and_the_record_names_them(
     assert refused[0].samples[0].startswith("procedural-train")
     assert refused[0].fault is not None
     assert "input" in str(refused[0].fault)
+    scores = [
+        entries(one, "evaluation")[-1].values["ema"]["s_measure"] for one in (folder, finished)
+    ]
+    assert abs(scores[0] - scores[1]) < 0.01
     weights = newest(folder)["weights"]["model"]
     assert all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
 

@@ -33,7 +33,7 @@ class CamouflageFeed:
         self.order = SampleOrder(items, batch_size=data.batch_size, seed=config.run.seed)
         self._items, self._device = items, device
         self._accumulate = config.optimizer.accumulation_steps
-        workers = data.num_workers
+        workers = data.workers
         self._loader: DataLoader[Batch] = DataLoader(
             items,  # type: ignore[arg-type]
             batch_sampler=self.order,

@@ -148,8 +148,7 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
     def masks(self, name: str) -> Masks:
         """The weights of this name, to be asked for masks."""
         model = cast(CamouflageNet, self.learner.candidates[name])
-        data = self.config.data
-        return Masks(model, self.device, self.amp, workers=data.num_workers)
+        return Masks(model, self.device, self.amp, workers=self.config.data.workers)
 
     def measure(self, epoch: int) -> Measured | None:
         """Validate the raw weights and their average; the better of the two counts."""
