@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from surefoot.errors import ConfigError
+from surefoot.recipes.averages import average_of
 from surefoot.recipes.refdet import ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from surefoot.recipes.refdet.build import (
     Learner,
     Plan,
-    average_of,
     build_model,
     parameter_groups,
     warmup_cosine,

@@ -204,7 +204,7 @@ def test_growing_memory_is_printed_once_and_written_to_the_journal(
         def step(self) -> Growth | None:
             return next(self.warnings, None)
 
-    monkeypatch.setattr("surefoot.recipes.refdet.train.MemoryWatch", Grows)
+    monkeypatch.setattr("surefoot.recipes.program.MemoryWatch", Grows)
     said, _ = finished(tiny_config(tmp_path / "a"))
     assert said.count("host memory grows by 2.00 MB a step") == 1
     (event,) = entries(tmp_path / "a", "memory")

@@ -29,8 +29,8 @@ from surefoot.checkpoint import (
 )
 from surefoot.errors import ConfigError
 from surefoot.journal import Entry, JournalReader
+from surefoot.recipes.averages import average_of
 from surefoot.recipes.refdet import TrainConfig
-from surefoot.recipes.refdet.build import average_of
 from surefoot.recipes.refdet.train import train_on_folders
 from surefoot.recipes.session import Session
 

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import tyro
-
+from surefoot.cli.from_flags import training_settings
 from surefoot.recipes.refdet import TrainConfig
-from surefoot.recipes.run_folder import run_folder_of
 
 __all__ = ["parse", "run"]
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
-    """Settings from flags; with ``--resume``, what is not given is the resumed run's.
-
-    Raises:
-        ConfigError: an impossible value, or nothing to resume at the path.
-        SystemExit: an unknown flag or an unreadable value (status 2), or ``--help`` (0).
-    """
-    config = _read(arguments, TrainConfig())
-    if config.run.resume is None:
-        return config
-    folder = run_folder_of(config.run.resume)
-    saved = TrainConfig.load(folder / "config.json")
-    run = replace(saved.run, save_dir=folder, checkpoint=None)
-    return _read(arguments, replace(saved, run=run))
-
-
-def _read(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
-    return tyro.cli(
-        TrainConfig,
-        args=arguments,
-        default=default,
-        prog="surefoot train refdet",
-        description=(TrainConfig.__doc__ or "").partition("\n")[0],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    """Settings from flags; see :func:`training_settings`."""
+    return training_settings(arguments, TrainConfig(), prog="surefoot train refdet")
 
 
 def run(arguments: Sequence[str]) -> int:

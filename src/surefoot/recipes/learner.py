@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class Learner(ABC, Generic[Model, Batch]):
         steps: how they are taken.
         amp: half precision of the forward pass.
     """
+
+    described_by: ClassVar[str] = "settings of the model"
+    """What has to be the same for weights to fit."""
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class Learner(ABC, Generic[Model, Batch]):
             raise CheckpointError(
                 f"loading the weights {name!r}: {len(problem.missing_keys)} of the model's tensors "
                 f"are missing ({_some(problem.missing_keys)}), {len(problem.unexpected_keys)} are "
-                f"unknown to it ({_some(problem.unexpected_keys)}). Use the settings of the model "
+                f"unknown to it ({_some(problem.unexpected_keys)}). Use the {self.described_by} "
                 "that they were trained with."
             )
         if self.averaged is not None:

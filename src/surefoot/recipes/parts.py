@@ -84,3 +84,5 @@ class Place:
     """Why in this precision."""
     check: bool
     """Whether the precision is tried on the first batch."""
+    cache: float = 0.0
+    """Bytes of host memory that caches may still fill."""

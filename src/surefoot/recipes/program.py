@@ -45,6 +45,8 @@ class Program(ABC, Generic[Learns, Batch]):
 
     recipe: ClassVar[str]
     """As in ``surefoot train <recipe>``."""
+    unit: ClassVar[str] = "batches"
+    """What micro-batches are called."""
     learner: Learns
     feed: Feed[Batch]
     folder: Path
@@ -57,7 +59,7 @@ class Program(ABC, Generic[Learns, Batch]):
         self.device, self._why = place.device, place.why
         self.amp: Amp = place.amp
         self._untried = place.check and place.amp is not None
-        self._memory = MemoryWatch()
+        self._memory = MemoryWatch(allowance=place.cache)
         self.finished_epochs = 0
         self.best: float | None = None
         self.measured: Measured | None = None
@@ -83,6 +85,10 @@ class Program(ABC, Generic[Learns, Batch]):
     @abstractmethod
     def measure(self, epoch: int) -> Measured | None:
         """Validate; None where there is nothing to validate on."""
+
+    def told(self, measured: Measured, took: str) -> list[str]:
+        """What is printed of a measurement."""
+        return [*measured.lines, f"  measured in {took}"]
 
     def begin_epoch(self, epoch: int) -> None:
         """Before its first step, and after a resume into it."""
@@ -192,8 +198,7 @@ class Program(ABC, Generic[Learns, Batch]):
             self.session.journal.event(
                 "evaluation", epoch=done, weights=measured.weights, **measured.fields
             )
-            took = clock(time.monotonic() - started)
-            self.say(*measured.lines, f"  measured in {took}")
+            self.say(*self.told(measured, clock(time.monotonic() - started)))
         return measured
 
     def stop_if_asked(self) -> None:
@@ -248,7 +253,9 @@ class Program(ABC, Generic[Learns, Batch]):
         session = self._open_session(self.settings.differences(self.reload(source / CONFIG)))
         session.journal.event("continued", epoch=self.finished_epochs, checkpoint=found.path.name)
         self.say(*(f"  passed over {one}" for one in rejected))
-        inside = f" and {done} batches of the next" if (done := self.feed.order.position) else ""
+        inside = (
+            f" and {done} {self.unit} of the next" if (done := self.feed.order.position) else ""
+        )
         self.say(
             f"Going on from {found.path}, after epoch {self.finished_epochs}{inside}",
             *(f"  no longer exact: {line}" for line in self._inexact),
@@ -276,6 +283,7 @@ class Program(ABC, Generic[Learns, Batch]):
                 "changed": changed,
             },
             say=self.say,
+            interject=self.interject,
             saving=Saving(run.save_steps, run.keep_last, run.keep_every, run.save_in_background),
         )
         self.say(*self.headline(), *(f"  changed: {line}" for line in changed))

@@ -59,6 +59,7 @@ class Session:
         recipe: name of the verb, as ``surefoot train <recipe>``.
         run: what the journal's header says of the run.
         say: prints a line for a person; to standard error where it is not given.
+        interject: prints a line while a step's bar stands there; ``say`` where it is not given.
         saving: how often checkpoints are written, and which are kept.
         clock: seconds, for tests.
     """
@@ -75,6 +76,7 @@ class Session:
         recipe: str,
         run: Mapping[str, Any],
         say: Callable[[str], object] | None = None,
+        interject: Callable[[str], object] | None = None,
         saving: Saving | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,7 +95,7 @@ class Session:
         self.stalls = StallWatch(on_stall=self._stalled)
         """Told of every step; it looks while the session is open."""
         self._recipe, self._clock, self._saved_at = recipe, clock, clock()
-        self._rounds = Rounds(folder, self._say, self.journal.event)
+        self._rounds = Rounds(folder, self._say, self.journal.event, interject)
 
     def step(self, record: StepRecord, **extra: Any) -> None:
         """Write down what became of a step."""

@@ -8,7 +8,6 @@ The recipes do not know the doctor, who reads journals: who runs a recipe sends 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -81,12 +80,18 @@ class Rounds:
         folder: the run folder.
         say: prints a line.
         note: writes an event to the journal, as :meth:`JournalWriter.event`.
+        interject: prints a line between two steps; ``say`` where it is not given.
     """
 
     def __init__(
-        self, folder: Path, say: Callable[[str], object], note: Callable[..., object]
+        self,
+        folder: Path,
+        say: Callable[[str], object],
+        note: Callable[..., object],
+        interject: Callable[[str], object] | None = None,
     ) -> None:
         self._folder, self._say, self._note = folder, say, note
+        self._interject = interject or say
         make = _ATTENDING.get()
         self._doctor = None if make is None else make(folder / JOURNAL)
 
@@ -97,11 +102,12 @@ class Rounds:
         try:
             for line, fields in self._doctor.look():
                 self._note("finding", **fields)
-                # A bar on a terminal stands there without a line's end.
-                self._say(f"{chr(10) * sys.stdout.isatty()}  {line}")
+                self._interject(f"  {line}")
         except _TROUBLE as problem:
             self._doctor = None
-            self._say(f"  the doctor could not look, and the run goes on without: {problem!r}")
+            self._interject(
+                f"  the doctor could not look, and the run goes on without: {problem!r}"
+            )
 
     def end(self) -> None:
         """The run is over and its journal closed."""

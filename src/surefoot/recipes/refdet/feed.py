@@ -11,14 +11,13 @@ from torch.utils.data import DataLoader
 from surefoot.checkpoint import SampleOrder
 from surefoot.checkpoint.signals import leave_signals_to_parent
 from surefoot.data import Episodes
-from surefoot.recipes.refdet.build import Plan
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.shapes import Episode
 
-__all__ = ["Feed"]
+__all__ = ["EpisodeFeed"]
 
 
-class Feed:
+class EpisodeFeed:
     """Loads episodes in an order that can be saved.
 
     Args:
@@ -45,14 +44,18 @@ class Feed:
             generator=torch.Generator().manual_seed(config.run.seed),
         )
 
-    def begin(self, epoch: int, plan: Plan) -> int:
-        """Go to an epoch; gives the number of its episodes that the run has not had."""
+    def begin(self, epoch: int, steps: int) -> int:
+        """Go to an epoch of so many optimizer steps; gives the episodes left of it."""
         self.order.set_epoch(epoch)
-        steps = plan.steps_in(epoch)
-        return min(len(self._episodes), steps * self._accumulate) - self.order.position
+        whole = len(self.order)
+        return min(whole, steps * self._accumulate) - self.order.position
 
-    def episodes(self, count: int) -> Iterator[Episode]:
+    def batches(self, count: int) -> Iterator[Episode]:
         """The next ones of the epoch; each is to be counted by ``order.advance()``."""
         self._episodes.set_epoch(self.order.epoch)
         for episode in islice(self._loader, count):
             yield episode.to(self._device, non_blocking=True)
+
+    def names(self, batch: Episode) -> tuple[str, ...]:
+        """Of the frames."""
+        return batch.sample_ids

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from surefoot.errors import ConfigError
+from surefoot.recipes.settings import need
 
 __all__ = [
     "DataOptions",
@@ -24,11 +25,6 @@ __all__ = [
     "OptimizerOptions",
     "RunOptions",
 ]
-
-
-def _need(ok: bool, flag: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"{flag} {value}: has to be {expected}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +61,10 @@ class DataOptions:
             raise ConfigError(
                 "--held-out and --val-data-root both say what is held out; leave one out."
             )
-        _need(self.calibration_frames >= 0, "--calibration-frames", self.calibration_frames, ">= 0")
-        _need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
-        _need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
-        _need(self.cache_mb >= 0, "--cache-mb", self.cache_mb, ">= 0")
+        need(self.calibration_frames >= 0, "--calibration-frames", self.calibration_frames, ">= 0")
+        need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
+        need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
+        need(self.cache_mb >= 0, "--cache-mb", self.cache_mb, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +101,8 @@ class EpisodeOptions:
             ("--k-shot", self.k_shot),
             ("--n-episodes", self.n_episodes),
         ):
-            _need(value >= 1, flag, value, "at least 1")
-        _need(
+            need(value >= 1, flag, value, "at least 1")
+        need(
             0.0 <= self.background_share < 1.0,
             "--background-share",
             self.background_share,
@@ -117,7 +113,7 @@ class EpisodeOptions:
             ("--support-size", self.support_size),
             ("--val-image-size", self.val_image_size),
         ):
-            _need(size is None or size >= 32, flag, size, "at least 32 pixels")
+            need(size is None or size >= 32, flag, size, "at least 32 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +135,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         value = self.freeze_support_layers
-        _need(value >= 0, "--freeze-support-layers", value, ">= 0")
+        need(value >= 0, "--freeze-support-layers", value, ">= 0")
         for flag, given in (
             ("--pretrained", self.pretrained),
             ("--support-weights", self.support_weights),
@@ -173,7 +169,7 @@ class LossOptions:
     def __post_init__(self) -> None:
         for name in ("bbox", "cls", "dfl", "supcon", "obj"):
             value = getattr(self, f"{name}_weight")
-            _need(math.isfinite(value) and value >= 0, f"--{name}-weight", value, "finite and >= 0")
+            need(math.isfinite(value) and value >= 0, f"--{name}-weight", value, "finite and >= 0")
         if not any((self.bbox_weight, self.cls_weight, self.dfl_weight)):
             raise ConfigError(
                 "--bbox-weight, --cls-weight and --dfl-weight are all 0: no detector learns from "
@@ -209,15 +205,15 @@ class OptimizerOptions:
     weights do not stay in the average of a short run."""
 
     def __post_init__(self) -> None:
-        _need(math.isfinite(self.lr) and self.lr > 0, "--lr", self.lr, "finite and above 0")
-        _need(self.support_lr_scale >= 0, "--support-lr-scale", self.support_lr_scale, ">= 0")
-        _need(self.weight_decay >= 0, "--weight-decay", self.weight_decay, ">= 0")
-        _need(0 < self.beta2 < 1, "--beta2", self.beta2, "between 0 and 1")
-        _need(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, ">= 0")
+        need(math.isfinite(self.lr) and self.lr > 0, "--lr", self.lr, "finite and above 0")
+        need(self.support_lr_scale >= 0, "--support-lr-scale", self.support_lr_scale, ">= 0")
+        need(self.weight_decay >= 0, "--weight-decay", self.weight_decay, ">= 0")
+        need(0 < self.beta2 < 1, "--beta2", self.beta2, "between 0 and 1")
+        need(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, ">= 0")
         clip, count = self.gradient_clip_norm, self.gradient_accumulation
-        _need(math.isfinite(clip) and clip >= 0, "--gradient-clip-norm", clip, "finite, 0 for off")
-        _need(count >= 1, "--gradient-accumulation", count, "at least 1")
-        _need(0 <= self.ema_decay < 1, "--ema-decay", self.ema_decay, "from 0 up to, not with, 1")
+        need(math.isfinite(clip) and clip >= 0, "--gradient-clip-norm", clip, "finite, 0 for off")
+        need(count >= 1, "--gradient-accumulation", count, "at least 1")
+        need(0 <= self.ema_decay < 1, "--ema-decay", self.ema_decay, "from 0 up to, not with, 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +235,7 @@ class HardwareOptions:
     frames are the batch."""
 
     def __post_init__(self) -> None:
-        _need(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        need(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
         if not self.mixed_precision and self.precision in ("bf16", "fp16"):
             raise ConfigError(
                 f"--no-mixed-precision and --precision {self.precision} contradict each other; "
@@ -298,14 +294,14 @@ class RunOptions:
             ("--val-interval", self.val_interval),
             ("--keep-last", self.keep_last),
         ):
-            _need(value >= 1, flag, value, "at least 1")
+            need(value >= 1, flag, value, "at least 1")
         for flag, value in (
             ("--max-steps", self.max_steps),
             ("--save-steps", self.save_steps),
             ("--keep-every", self.keep_every),
         ):
-            _need(value >= 0, flag, value, ">= 0")
-        _need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
+            need(value >= 0, flag, value, ">= 0")
+        need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
         if self.resume is not None and self.checkpoint is not None:
             raise ConfigError(
                 "--resume and --checkpoint together: --resume takes weights and everything else "
