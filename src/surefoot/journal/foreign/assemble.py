@@ -12,6 +12,7 @@ from surefoot.journal.foreign.clock import Clock, clock_of
 from surefoot.journal.foreign.dialects.known import hint_for
 from surefoot.journal.foreign.draft import Draft
 from surefoot.journal.foreign.ledger import Ledger, Points
+from surefoot.journal.foreign.ranks import equal_ranks
 from surefoot.journal.foreign.roles import settle
 from surefoot.journal.series import Column, LoggedRun, Message, Role
 
@@ -61,6 +62,7 @@ class _Run:
         drafts = self._drafts([p for p in map(self._cut, points) if len(p.places)])
         drafts += self._scales(said)
         settle(drafts, frozenset(m.kind for _, m in said))
+        drafts += self._ranks(points)
         drafts = _one_scale(drafts)
         drafts = drafts if self.ledger.columns else _without_noise(drafts)
         notes = [*self.ledger.notes, *self.clock.notes]
@@ -145,6 +147,14 @@ class _Run:
                 return None
             fresh &= ~np.isin(mine, theirs)
         return replace(one, places=one.places[fresh], values=one.values[fresh])
+
+    def _ranks(self, points: Sequence[Points]) -> list[Draft]:
+        """How far the losses of several processes are apart, where lines name theirs."""
+        ranked = {i for i, t in enumerate(self.ledger.templates) if t.ranked}
+        if not ranked:
+            return []
+        cut = [p for p in map(self._cut, points) if len(p.places)]
+        return equal_ranks(cut, ranked, lambda at: self.clock.at(at, self.begin, self.end)[0])
 
     def _scales(self, said: Sequence[tuple[int, Message]]) -> list[Draft]:
         """The loss scale as the overflow messages tell it."""

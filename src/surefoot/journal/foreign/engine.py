@@ -13,6 +13,7 @@ from surefoot.journal.foreign.ledger import Ledger
 from surefoot.journal.foreign.masks import payload_of
 from surefoot.journal.foreign.messages import Rule, rule_for
 from surefoot.journal.foreign.numbers import to_float
+from surefoot.journal.foreign.ranks import names_a_rank
 from surefoot.journal.foreign.settings import is_start, settings_in
 from surefoot.journal.foreign.source import text_of
 from surefoot.journal.foreign.sparse import KnownNames
@@ -192,6 +193,7 @@ class LineReader:
         if template is None:
             fields = tuple(sorted(reading.fields, key=lambda f: f.start))
             template = Template(fields, re.compile(pattern).fullmatch, format, context)
+            template.ranked = names_a_rank(reading.text)
             self._by_pattern[pattern, id(context)] = template
             self.ledger.templates.append(template)
         found = template.match(line)

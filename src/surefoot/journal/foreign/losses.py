@@ -8,7 +8,15 @@ from itertools import combinations
 import numpy as np
 
 from surefoot.journal.foreign.draft import Draft
-from surefoot.journal.foreign.words import LOSSES, TOTAL, TRAIN, VALIDATION, WHOLE, bag
+from surefoot.journal.foreign.words import (
+    LOSSES,
+    METRICS,
+    TOTAL,
+    TRAIN,
+    VALIDATION,
+    WHOLE,
+    bag,
+)
 from surefoot.journal.series import Role
 
 __all__ = ["is_loss", "settle_losses"]
@@ -35,7 +43,8 @@ def is_loss(draft: Draft) -> bool:
     words = draft.words
     lossy = {w for w in words if w in LOSSES or w.endswith(("loss", "losses"))}
     if not lossy and not {"cross", "entropy"} <= words:
-        if "loss" not in draft.section.lower() or draft.unit in ("bytes", "seconds", "per second"):
+        measured = words & METRICS or draft.unit in ("bytes", "seconds", "per second")
+        if "loss" not in draft.section.lower() or measured:
             return False
         draft.take(Role.TERM, f"stands below the heading {draft.section!r}")
         return True

@@ -130,7 +130,17 @@ _RULES = _rules(
     (
         "exception",
         r"^\s*(?:\[\w*\d*\]:? ?)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt"
-        r"|Exit)\b(?::|\s*$|,)",
+        r"|Exit)\b(?::|\s*$|,)"
+        r"|^\S+\.py: error: (?:unrecognized arguments|the following arguments|argument )",
+    ),
+    (
+        "weak_half_gpu",
+        r"(?i)\bGTX ?16[3-6]0\b|\b(?:Quadro|NVIDIA) T(?:400|500|550|600|1000|1200|2000)\b",
+    ),
+    (
+        "phase",
+        r"^\W*(?:STAGE|Stage|PHASE|Phase) \d+\b[^\d=]*$"
+        r"|(?i:\bunfr(?:oze|eezing)\b)(?!.*[=:]\s*-?\d)",
     ),
     ("error", r"(?:^|[\]\s|-])(?:ERROR|CRITICAL|FATAL)(?:[\]\s|:-]|$)"),
 )
@@ -138,7 +148,7 @@ _SUSPECT = re.compile(
     r"(?i)overflow|minimum|at min|inf |nan|unscale|memory|alloc|EXHAUSTED|kill|signal|exit|bus err"
     r"|finite|diverged|encountered|scheduler|tried to|assert|cud|cublas|error|exception|skip|resum"
     r"|loaded|continuing|restore|nccl|collective|stop|abort|interrupt|corrupt|premature|truncat|labels"
-    r"|fail|inf/|infinite|scale is none|called"
+    r"|fail|inf/|infinite|scale is none|called|gtx|(?:quadro|nvidia) t\d|stage|phase|unfr"
 )
 
 

@@ -7,7 +7,8 @@ import re
 __all__ = ["is_start", "settings_in"]
 
 _NAMES = {
-    "lr": "lr learning_rate base_lr peak_lr lr0 max_lr init_lr initial_learning_rate initial_lr",
+    "lr": "lr learning_rate base_lr peak_lr lr0 max_lr init_lr",
+    "initial_lr": "initial_learning_rate initial_lr",
     "dtype": "dtype precision mixed_precision torch_dtype amp_dtype param_dtype compute_dtype",
     "fp16": "fp16 half float16 use_fp16 fp16_run",
     "bf16": "bf16 bfloat16 use_bf16",
@@ -38,6 +39,9 @@ _NAMES = {
     "eps": "adam_eps adam_epsilon eps opt_eps",
     "resume": "resume resume_from resume_from_checkpoint restore_file",
     "seed": "seed",
+    "ema_decay": "ema_decay model_ema_decay ema_momentum",
+    "epoch_length": "iterations_per_epoch steps_per_epoch iters_per_epoch batches_per_epoch",
+    "min_lr": "min_lr eta_min lr_min minimum_lr min_learning_rate",
     "vocabulary": "vocab_size",
     "classes": "num_classes nc num_labels",
 }
@@ -49,6 +53,8 @@ _PAIR = re.compile(
     rf"(?<![\w./])(?P<dashes>--)?(?P<name>(?i:{_WORDS}))[\"']?(?P<sep>\s*[:=]\s*|\s+(?!-))"
     r"(?P<value>\"[^\"]{1,60}\"|'[^']{1,60}'|[^\s,;(){}|\[\]]{1,60})"
 )
+_WEIGHT = re.compile(r"--?(?P<term>[a-z]\w{0,20}?)[_-](?:loss[_-])?weight[ =]+(?P<value>[\d.]+)\b")
+"""Weights of the terms of a loss, as a command line gives them."""
 _SPOKEN = re.compile(
     r"\b(?:using|with|in) (?P<dtype>fp16|bf16|float16|bfloat16|fp32|AMP|mixed precision)", re.I
 )
@@ -77,6 +83,8 @@ def settings_in(text: str) -> dict[str, str]:
     {'lr': '3e-4', 'clip': '1.0', 'fp16': 'True'}
     >>> settings_in("Namespace(optimizer='adamw', weight_decay=0.05)")
     {'optimizer': 'adamw', 'weight_decay': '0.05'}
+    >>> settings_in("python train.py --cpe_weight 0.5 --weight-decay 0.05")
+    {'weight_decay': '0.05', 'cpe_weight': '0.5'}
     """
     told = dict[str, str]()
     for found in _PAIR.finditer(text):
@@ -89,6 +97,8 @@ def settings_in(text: str) -> dict[str, str]:
             told.setdefault(name, value)
     for found in re.finditer(r"--(fp16|bf16|amp)(?=\s*$|\s+--)", text):
         told.setdefault(found[1], "True")
+    for found in _WEIGHT.finditer(text):
+        told.setdefault(f"{found['term']}_weight", found["value"])
     if (said := _SPOKEN.search(text)) is not None:
         told.setdefault("dtype", said["dtype"])
     return told

@@ -101,6 +101,8 @@ class Template:
     """Where each line stood."""
     blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Arrays of N places and N x F numbers."""
+    ranked: bool = False
+    """Whether the lines name the process that they are of."""
     after: Template | None = None
     """The template of the line that came after one of these, the last time."""
 

@@ -59,7 +59,7 @@ _HIGHER = bag(
     "acc accuracy top1 top5 acc1 acc5 prec precision recall rec f1 fscore fmeasure auc auroc auprc "
     "map ap ar map50 map75 map95 iou miou giou dice bleu rouge meteor cider spice psnr ssim reward "
     "return rew score is r2 mcc kappa ndcg mrr hit hits hr em pck ari nmi sdr sisdr snr smeasure "
-    "emeasure wfm wins winrate success accuracies fitness"
+    "emeasure measure wfm wins winrate success accuracies fitness"
 )
 LOWER = bag(
     "ppl perplexity error err wer cer mae mse rmse mape fid kid lpips bpc bpb bpp epe abserr "
