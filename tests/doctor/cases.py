@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
+from cases_of_stories import STORY_PAIRS, Pair
 from logs import falling, log, noisy, said
 
 from surefoot.doctor import RootCause
-from surefoot.journal.series import LoggedRun
 
 NAN, INF = np.nan, np.inf
 GIB = 2.0**30
-
-
-class Pair(NamedTuple):
-    """A log that fires a rule, the cause that it must name, and a log that must not fire it."""
-
-    fires: LoggedRun
-    cause: RootCause
-    spares: LoggedRun
 
 
 def _then(values: np.ndarray | list[float], *more: float) -> np.ndarray:
@@ -443,4 +433,5 @@ PAIRS: dict[str, Pair] = {
     **PROGRESS,
     **BOOKKEEPING,
     **OWN_JOURNAL,
+    **STORY_PAIRS,
 }

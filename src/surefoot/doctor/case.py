@@ -121,7 +121,7 @@ class Case:
         if re.search(r"\bbf(loat)?16\b(?!=(false|0|none))", told):
             return "bf16"
         if re.search(
-            r"(fp16|half|amp|apex)=(true|1|o[123])|=(torch\.)?(fp16|float16|half|16)", told
+            r"(fp16|half|amp|apex|dtype)=(true|1|o[123])|=(torch\.)?(fp16|float16|half|16)", told
         ):
             return "fp16"
         if self.scales.overflows or (self.scales.scales.size and np.ptp(self.scales.scales) > 0):

@@ -7,6 +7,7 @@ __all__ = [
     "BAD_LABEL",
     "HALF_DEBUGGED",
     "KILLED",
+    "OF_A_WORKER",
     "OUT_OF_MEMORY",
     "SCALER_MISUSE",
     "SCALE_FLOOR",
@@ -55,8 +56,13 @@ SCALE_FLOOR = (
 )
 """The scaler gives up."""
 OUT_OF_MEMORY = r"out of memory|cuda_error_out_of_memory|cublas_status_alloc_failed|\boom\b"
-KILLED = r"\b(oom[- ]?kill\w*|killed process|exit code -?9\b|signal 9\b|sigkill)|^killed$"
+KILLED = (
+    r"\b(oom[- ]?kill\w*|killed process|killed by signal|exit code -?9\b|signal 9\b|sigkill)"
+    r"|^killed$"
+)
 """The system took the process."""
+OF_A_WORKER = r"worker|bus error|shared memory|shm"
+"""A process that was killed and was one of those that load data."""
 WORKER_KILLED = r"dataloader worker.{0,60}(killed|exited unexpectedly)|bus error|shared memory.*shm"
 SKIPPED_BATCH = (
     r"skip(ping|ped)?\b.{0,25}\b(batch|sample|iteration|step|item)|caught (an )?(exception|error)"

@@ -54,7 +54,7 @@ def rate_at(case: Case, line: int) -> RateAt | None:
 
 
 def _configured(case: Case) -> RateAt | None:
-    value = case.setting("lr", "learningrate", "baselr", "baselearningrate", "initiallearningrate")
+    value = case.setting("lr", "learningrate", "baselr", "baselearningrate", "initiallr")
     if value is None:
         return None
     return RateAt(value, rising=False, peak=False, jumped=1.0)

@@ -120,7 +120,9 @@ def _dies_at(column: Column) -> int | None:
 
 def _dead(case: Case, column: Column, dies_at: int | None) -> Finding:
     improving = case.loss is not None and case.loss.values.size >= 5 and case.course(case.loss).fell
+    weight = _weight_of(case, column)
     harmless = dies_at is None and (improving or case.reinforced or case.loss is None)
+    harmless = harmless and not weight
     few = column.values.size <= 3
     severity = Severity.NOTE if harmless and not few else Severity.WARNING
     index = dies_at or 0
@@ -130,9 +132,12 @@ def _dead(case: Case, column: Column, dies_at: int | None) -> Finding:
         title=f"{column.name} is exactly 0{since}: it is switched off, or dead",
         cause=RootCause.DEAD_LOSS,
         severity=severity,
-        confidence=0.6 if dies_at else (0.2 if severity is Severity.NOTE else 0.45),
+        confidence=0.75 if weight else 0.6 if dies_at else 0.2 if harmless and not few else 0.45,
         **spot(column, index),
-        evidence=(Evidence("value", 0.0, f"{column.values.size - index} values, all exactly 0"),),
+        evidence=(
+            Evidence("value", 0.0, f"{column.values.size - index} values, all exactly 0"),
+            *((Evidence("weight", weight, f"its weight is {weight:g}"),) if weight else ()),
+        ),
         not_this=("not a term that has been learnt: that comes close to 0, not to 0.000000",),
         remedy=(
             f"if {column.name} has a weight above 0: check that what it needs reaches it, and "
@@ -140,6 +145,12 @@ def _dead(case: Case, column: Column, dies_at: int | None) -> Finding:
         ),
         log_next=("the weight of every term",),
     )
+
+
+def _weight_of(case: Case, column: Column) -> float:
+    """The weight that a term was given; 0 where the log shows none."""
+    stem = re.sub(r"[^a-z]", "", _flag(column.name).removesuffix("-weight"))
+    return case.setting(f"{stem}weight") or 0.0
 
 
 def _zero_gradient(case: Case) -> tuple[Evidence, ...]:

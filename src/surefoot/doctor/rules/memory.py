@@ -12,7 +12,7 @@ import numpy as np
 from surefoot.doctor.case import Case
 from surefoot.doctor.columns import finite
 from surefoot.doctor.finding import Evidence, Finding, RootCause, Severity
-from surefoot.doctor.phrases import KILLED, OUT_OF_MEMORY, WORKER_KILLED
+from surefoot.doctor.phrases import KILLED, OF_A_WORKER, OUT_OF_MEMORY, WORKER_KILLED
 from surefoot.doctor.robust import condense, last_level, level, slope, trend_share
 from surefoot.doctor.rule import Rule, rule
 from surefoot.doctor.spot import counted, said_at, spot
@@ -50,7 +50,7 @@ def out_of_memory(case: Case) -> Iterator[Finding]:
     early = _is_early(case, first)
     yield Finding(
         code="SF602",
-        title="the run ran out of memory" + (" at its start" if early else ""),
+        title="the run ran out of memory" + (" where a part of it starts" if early else ""),
         cause=RootCause.UNKNOWN if early else RootCause.MEMORY_LEAK,
         severity=Severity.CRITICAL,
         confidence=0.5,
@@ -74,7 +74,7 @@ def out_of_memory(case: Case) -> Iterator[Finding]:
 def worker_killed(case: Case) -> Iterator[Finding]:
     """The system kills workers when the host's memory is full, or the shared memory too small."""
     replaced = case.of_kind("worker_replaced")
-    told = [*case.of_kind("worker_killed"), *case.said(WORKER_KILLED), *replaced]
+    told = [*case.said(OF_A_WORKER, kind="worker_killed"), *case.said(WORKER_KILLED), *replaced]
     if not told:
         return
     first = min(told, key=lambda message: message.line)
@@ -192,10 +192,13 @@ def _leak(case: Case, known: Column, role: Role) -> Finding:
 
 
 def _is_early(case: Case, message: Message) -> bool:
+    """Whether it was at the start of the run, or of a part of it that trains something else."""
     column = case.loss
     if column is None:
         return True
-    return int(np.sum(column.lines < message.line)) <= 2
+    phases = [m.line for m in case.of_kind("phase") if m.line < message.line]
+    since = phases[-1] if phases else 0
+    return int(np.sum((column.lines < message.line) & (column.lines > since))) <= 2
 
 
 RULES: tuple[Rule, ...] = (growth, out_of_memory, worker_killed, told_of_growth, in_pieces)

@@ -20,7 +20,14 @@ from surefoot.journal.series import Role
 __all__ = ["RULES"]
 
 
-@rule("SF203", "steps that go on being skipped", (Role.SKIPPED, Role.LOSS_SCALE))
+_TO_NOTHING = 20
+"""Halvings after which 65,536 is less than a tenth, without a growth in between."""
+_RENEWED = (
+    "{} skips would have halved 65,536 to nothing: the scaler is replaced, or never told of them"
+)
+
+
+@rule("SF203", "steps that go on being skipped", (Role.SKIPPED, Role.LOSS_SCALE, Role.LOSS))
 def skipped_for_good(case: Case) -> Iterator[Finding | Blind]:
     """Skips that do not end with the calibration, while the scale does not fall."""
     found = _late_skips(case)
@@ -31,11 +38,15 @@ def skipped_for_good(case: Case) -> Iterator[Finding | Blind]:
     rate = skips / steps
     if skips < 4 or rate < 0.05:
         return
-    held = case.scales.scales.size > 3 and case.scales.halvings == 0
+    scales = case.scales
+    held = scales.scales.size > 3 and scales.halvings == 0
+    told = _said_to_be_skipped(case).size
+    # Halved so often, a scale that the log does not show would have come to nothing.
+    renewed = told > _TO_NOTHING and not scales.scales.size
     yield Finding(
         code="SF203",
         title=f"{rate:.0%} of the steps of the second half were skipped",
-        cause=RootCause.SCALER_MISUSE if held else RootCause.FP16_OVERFLOW,
+        cause=RootCause.SCALER_MISUSE if held or renewed else RootCause.FP16_OVERFLOW,
         severity=Severity.WARNING,
         confidence=0.6,
         step=step,
@@ -43,6 +54,7 @@ def skipped_for_good(case: Case) -> Iterator[Finding | Blind]:
         evidence=(
             Evidence("skips", skips, f"{skips} steps skipped of the last {steps:g}"),
             *((Evidence("halvings", 0, "the scale was not reduced once"),) if held else ()),
+            *((Evidence("told", told, _RENEWED.format(told)),) if renewed else ()),
         ),
         not_this=("not calibration: that is over after the first twenty steps or so",),
         remedy=(
@@ -126,16 +138,26 @@ def _late_skips(case: Case) -> tuple[int, float, int, float] | None:
 
 
 def _late_overflows(case: Case) -> tuple[int, float, int, float] | None:
-    history, loss = case.scales, case.loss
-    if loss is None or loss.lines.size < 8 or not history.overflows:
+    loss, lines = case.loss, case.scales.overflow_lines
+    if not lines.size:
+        lines = _said_to_be_skipped(case)
+    if loss is None or loss.lines.size < 8 or not lines.size:
         return None
     span = float(loss.steps[-1] - loss.steps[0]) / 2
     middle = loss.lines[loss.lines.size // 2]
-    late = history.overflow_lines[history.overflow_lines >= middle]
+    late = lines[lines >= middle]
     if span <= 0 or not late.size:
         return (0, max(span, 1.0), int(middle), math.nan)
     at = min(int(np.searchsorted(loss.lines, late[0])), loss.lines.size - 1)
     return int(late.size), span, int(late[0]), float(loss.steps[at])
+
+
+def _said_to_be_skipped(case: Case) -> np.ndarray:
+    """Lines that say in words that a step was left out for its gradient."""
+    if case.precision != "fp16":
+        return np.empty(0, dtype=int)
+    told = (m for m in case.of_kind("nan_gradient") if "skip" in m.text.lower())
+    return np.array([m.line for m in told], dtype=int)
 
 
 def _follows_the_scale(case: Case) -> float | None:
