@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,3 +106,18 @@ def test_a_rules_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_rule_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rules", "SF000"]) == 2
     assert "no rule has that code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--checks", "--series"]])
+def test_a_pipe_that_nobody_reads_any_more_is_no_failure(logs: Path, options: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    called = [sys.executable, "-m", "surefoot", "doctor", str(logs / "sick.log"), *options]
+    done = subprocess.run(called, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 1
+    # With somebody at the other end the same call says the same status.
+    heard = subprocess.run(called, capture_output=True, text=True, check=False)
+    assert heard.returncode == 1
+    assert "nan" in heard.stdout.lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -62,14 +63,28 @@ def run(arguments: Sequence[str]) -> int:
     for problem in unread:
         print(f"surefoot doctor: {problem}", file=sys.stderr)
     if options.json:
-        print(json.dumps(_as_json(examinations, unread, series=options.series), indent=2))
+        _print(json.dumps(_as_json(examinations, unread, series=options.series), indent=2))
     else:
         said = (tell(e, series=options.series, checks=options.checks) for e in examinations)
-        print(("\n\n" + "-" * 100 + "\n\n").join(said))
+        _print(("\n\n" + "-" * 100 + "\n\n").join(said))
     if options.html is not None:
-        written = write_report(options.html, examinations, unread)
-        print(f"Report: {written}", file=sys.stderr if options.json else sys.stdout)
+        written = f"Report: {write_report(options.html, examinations, unread)}"
+        if options.json:
+            print(written, file=sys.stderr)
+        else:
+            _print(written)
     return _status(examinations, unread)
+
+
+def _print(text: str) -> None:
+    """Print, and take it well where the reader of a pipe has seen enough, as ``| head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, or the interpreter would fail at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _examine(paths: Sequence[str]) -> tuple[list[Examination], list[str]]:
