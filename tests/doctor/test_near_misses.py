@@ -153,3 +153,15 @@ def test_an_error_is_named_by_its_words(error: str, named: str, cause: str) -> N
 )
 def test_an_error_that_is_not_known_is_not_named(error: str) -> None:
     assert one(examine(log(said("exception", 50, error), loss=falling(48))), "SF910") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("AssertionError: No inf checks were recorded for this optimizer.", {"SF302"}),
+        ("RuntimeError: unscale_() has already been called on this", {"SF204", "SF302"}),
+    ],
+)
+def test_a_constant_loss_explains_a_scaler_that_finds_nothing(text: str, codes: set[str]) -> None:
+    run = log(said("scaler_misuse", 9, text), loss=[0.1] * 20)
+    assert {f.code for f in examine(run).findings if f.sick} == codes

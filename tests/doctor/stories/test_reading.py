@@ -74,3 +74,11 @@ def test_settings_that_the_rules_ask_for() -> None:
         "dfl_weight": 0.15,
         "initial_lr": 2e-6,
     }
+
+
+@pytest.mark.parametrize("said", ["Scheduler: LambdaLR", "Mixed precision: amp=True"])
+def test_a_setting_in_words_leaves_the_bars_below_it_alone(said: str) -> None:
+    bars = [f"Epoch 1: {i}%|  | {i}/100 [00:1{i}<04:11, loss={3 - 0.1 * i:.4f}]" for i in range(9)]
+    run = read([said, *bars])
+    assert named(run, "loss").role is Role.LOSS
+    assert not [c for c in run.columns if c.role is Role.METRIC]

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+from consoles import (
+    Lines,
+    amid,
+    camo_epochs,
+    camo_start,
+    falling,
+    refdet_bars,
+    refdet_block,
+    refdet_epochs,
+    refdet_losses,
+    refdet_start,
+)
 from table import PAGE, STORIES, page
 from telling import Story, examined, leading
 
@@ -61,6 +75,40 @@ def test_what_its_authors_took_it_for_is_not_named(name: str, never: set[str]) -
     findings = [f for one in examined(BY_ID[name]) for f in one.findings if f.sick]
     assert findings
     assert not never & {finding.cause.value for finding in findings[:2]}
+
+
+def healthy_detector() -> Lines:
+    box, cls, dfl = falling(200, 1.9, 0.9), falling(200, 1.2, 0.5, seed=1), falling(200, 11.2, 4.0)
+    norms = falling(200, 9.0, 3.0, 0.2, seed=2)
+
+    def block(i: int) -> Lines:
+        total = 2 * box[i] + 0.5 * (cls[i] + dfl[i])
+        losses = refdet_losses(i, total, bbox=box[i], cls=cls[i], dfl=dfl[i])
+        return losses + refdet_block(i, "Gradient Norms", **{"Total Grad Norm": norms[i]})
+
+    rates = [float(1e-4 * (0.5 + 0.5 * np.cos(np.pi * i / 200))) for i in range(200)]
+    bars = refdet_bars(2 * box + 0.5 * (cls + dfl), rates)
+    start = refdet_start(1e-4, "CosineAnnealingLR", lr=1e-4, epochs=1, dfl_weight=0.5)
+    metrics = {"Val_ST-IoU": [0.2, 0.35, 0.41], "Val_mAP@0.5": [0.1, 0.2, 0.24]}
+    return [*start, *amid(bars, block), *refdet_epochs(falling(3, 6.0, 5.0), **metrics)]
+
+
+def healthy_segmenter() -> Lines:
+    share = 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, 140))
+    rates = [(float(2.5e-4 * s), float(2.5e-5 * s)) for s in share]
+    iou = 0.72 - falling(140, 0.6, 0.0, 0.02)
+    flags = camo_start(lr=2.5e-4, scheduler="cosine", min_lr=1e-6, ema_decay=0.999, epochs=140)
+    stage = ["STAGE 2: all layers unfrozen"]
+    epochs = camo_epochs(falling(140, 5.6, 1.7), iou, rates)
+    return [*flags, *epochs[:120], *stage, *epochs[120:]]
+
+
+@pytest.mark.parametrize("log", [healthy_detector, healthy_segmenter])
+def test_a_healthy_run_of_either_system_gets_a_clean_bill(log: Callable[[], Lines]) -> None:
+    (examination,) = examined(Story("control", "", "", "healthy", "SF001", log))
+    assert examination.verdict == "healthy"
+    assert [f.code for f in examination.findings if f.sick] == []
+    assert examination.findings[0].code == "SF001"
 
 
 def numbers_of(story: Story) -> str:

@@ -69,7 +69,7 @@ def constant_loss(case: Case) -> Iterator[Finding]:
                 "(loss.requires_grad, no .detach(), .item() or constant in its path)",
                 "check that targets are not all ignored (-100) or empty",
             ),
-            explains=("SF301", "SF805", "SF806", "SF808"),
+            explains=("SF301", "SF805", "SF806", "SF808", *_without_gradient(case)),
             **spot(known, since),
         )
 
@@ -151,6 +151,13 @@ def _weight_of(case: Case, column: Column) -> float:
     """The weight that a term was given; 0 where the log shows none."""
     stem = re.sub(r"[^a-z]", "", _flag(column.name).removesuffix("-weight"))
     return case.setting(f"{stem}weight") or 0.0
+
+
+def _without_gradient(case: Case) -> tuple[str, ...]:
+    """Where the scaler found nothing to check, that is what a constant loss does to it."""
+    said = case.of_kind("scaler_misuse")
+    alone = all("no inf checks" in message.text.lower() for message in said)
+    return ("SF204",) if said and alone else ()
 
 
 def _zero_gradient(case: Case) -> tuple[Evidence, ...]:

@@ -147,7 +147,10 @@ def metric_of_zero(case: Case) -> Iterator[Finding]:
             "compare ranges: predictions and targets in the same unit (pixels, strides, 0 to 1)",
             "print how many predictions pass the score threshold: none, or all of them?",
         ),
-        log_next=("the range of predictions and of targets, and their number",),
+        log_next=(
+            "the range of predictions and of targets, and their number; of masks the share that "
+            "is foreground: 0 is a model that calls everything background",
+        ),
     )
 
 

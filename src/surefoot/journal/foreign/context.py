@@ -73,7 +73,7 @@ def head_of(text: str, payload: int, format: str) -> Head | None:
     if separator == " " and blank.rstrip().endswith(":") and not _WIDE.search(said):
         return None
     cells = [cell.strip() for _, cell in _cells(said, 0, separator)]
-    if len(cells) == 2 and cells[0].endswith(":"):
+    if sum(cell.endswith(":") for cell in cells[:-1]) == 1:
         return None  # a name and its value in words: "Scheduler: LambdaLR"
     names = tuple(cell.rstrip(":").strip() for cell in cells)
     if len(names) < 2 or len(names) > 256 or any(len(n) > 60 or n.count(" ") > 4 for n in names):
