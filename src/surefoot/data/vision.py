@@ -13,6 +13,13 @@ from surefoot.errors import ConfigError
 
 if TYPE_CHECKING:
     from surefoot.data.aeroeyes import AeroEyes, Video
+    from surefoot.data.coco import read_coco
+    from surefoot.data.detection import (
+        DetectionAugmentation,
+        DetectionBatch,
+        DetectionDataset,
+        collate_detection,
+    )
     from surefoot.data.synthetic import Scene, Split, SyntheticScenes
     from surefoot.data.synthetic_episodes import SceneConfig, SceneEpisodes
     from surefoot.data.synthetic_objects import HELD_OUT_SHAPES, SHAPES
@@ -20,12 +27,16 @@ if TYPE_CHECKING:
     from surefoot.data.synthetic_world import WorldConfig
     from surefoot.data.transforms import Augmentation, Letterbox, augment, letterbox
     from surefoot.data.video_episodes import EpisodeConfig, VideoEpisodes
+    from surefoot.data.yolo_format import read_yolo
 
 __all__ = [
     "HELD_OUT_SHAPES",
     "SHAPES",
     "AeroEyes",
     "Augmentation",
+    "DetectionAugmentation",
+    "DetectionBatch",
+    "DetectionDataset",
     "EpisodeConfig",
     "Letterbox",
     "Scene",
@@ -37,7 +48,10 @@ __all__ = [
     "VideoEpisodes",
     "WorldConfig",
     "augment",
+    "collate_detection",
     "letterbox",
+    "read_coco",
+    "read_yolo",
     "write_aeroeyes",
 ]
 
@@ -46,6 +60,9 @@ _HOME = {
     "SHAPES": "synthetic_objects",
     "AeroEyes": "aeroeyes",
     "Augmentation": "transforms",
+    "DetectionAugmentation": "detection",
+    "DetectionBatch": "detection",
+    "DetectionDataset": "detection",
     "EpisodeConfig": "video_episodes",
     "Letterbox": "transforms",
     "Scene": "synthetic",
@@ -57,7 +74,10 @@ _HOME = {
     "VideoEpisodes": "video_episodes",
     "WorldConfig": "synthetic_world",
     "augment": "transforms",
+    "collate_detection": "detection",
     "letterbox": "transforms",
+    "read_coco": "coco",
+    "read_yolo": "yolo_format",
     "write_aeroeyes": "synthetic_video",
 }
 

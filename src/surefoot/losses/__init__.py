@@ -4,6 +4,7 @@ from surefoot.losses.boundary import boundary_weights, outline
 from surefoot.losses.boxes import IoUKind, WiseIoU, box_iou_aligned, iou_loss
 from surefoot.losses.classification import binary_cross_entropy, focal_loss
 from surefoot.losses.contrastive import prototype_contrastive, supervised_contrastive
+from surefoot.losses.detection import DetectionLoss, DetectionLossConfig
 from surefoot.losses.distribution import distribution_focal_loss
 from surefoot.losses.numerics import (
     fp32_island,
@@ -23,6 +24,8 @@ from surefoot.losses.segmentation import (
 )
 
 __all__ = [
+    "DetectionLoss",
+    "DetectionLossConfig",
     "IoUKind",
     "SegmentationMaps",
     "WiseIoU",

@@ -2,13 +2,21 @@
 
 from surefoot.metrics.bootstrap import Interval, bootstrap_interval
 from surefoot.metrics.detection import DetectionMap, MapResult
+from surefoot.metrics.segmentation import ImageScore, SegmentationScores, SegmentationSummary
+from surefoot.metrics.segmentation_table import Difference, difference, score_table
 from surefoot.metrics.st_iou import SpatioTemporalIoU, StIoU
 
 __all__ = [
     "DetectionMap",
+    "Difference",
+    "ImageScore",
     "Interval",
     "MapResult",
+    "SegmentationScores",
+    "SegmentationSummary",
     "SpatioTemporalIoU",
     "StIoU",
     "bootstrap_interval",
+    "difference",
+    "score_table",
 ]

@@ -12,7 +12,7 @@ from surefoot.models.decode import (
 )
 from surefoot.models.dino import DinoSupport, DinoSupportConfig
 from surefoot.models.fusion import TokenConditioning
-from surefoot.models.heads import DetectionHead, PrototypeScore
+from surefoot.models.heads import DetectionHead, PrototypeScore, StandardHead
 from surefoot.models.refdet import RefDet, RefDetConfig
 from surefoot.models.support import (
     BackboneSupport,
@@ -20,7 +20,22 @@ from surefoot.models.support import (
     References,
     SupportPool,
 )
-from surefoot.models.yolov8 import Scale, YoloV8, YoloV8Config, load_ultralytics_state_dict
+from surefoot.models.task_aligned import (
+    PositivePoints,
+    TaskAligned,
+    TaskAlignedConfig,
+    positive_points,
+    task_aligned,
+)
+from surefoot.models.yolov8 import (
+    Scale,
+    StandardPrediction,
+    YoloV8,
+    YoloV8Config,
+    YoloV8Detector,
+    load_ultralytics_state_dict,
+)
+from surefoot.models.yolov8_weights import load_ultralytics, read_state_dict
 
 __all__ = [
     "AssignConfig",
@@ -33,21 +48,31 @@ __all__ = [
     "Detections",
     "DinoSupport",
     "DinoSupportConfig",
+    "PositivePoints",
     "PrototypeScore",
     "RefDet",
     "RefDetConfig",
     "References",
     "Scale",
     "Sppf",
+    "StandardHead",
+    "StandardPrediction",
     "SupportPool",
+    "TaskAligned",
+    "TaskAlignedConfig",
     "TokenConditioning",
     "YoloV8",
     "YoloV8Config",
+    "YoloV8Detector",
     "anchor_points",
     "assign",
     "best_boxes",
     "decode_boxes",
     "detections",
     "encode_boxes",
+    "load_ultralytics",
     "load_ultralytics_state_dict",
+    "positive_points",
+    "read_state_dict",
+    "task_aligned",
 ]
