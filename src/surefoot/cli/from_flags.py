@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from surefoot.recipes.run_folder import CONFIG, run_folder_of
+from surefoot.recipes.run_folder import CONFIG, run_folder_of, to_resume
 from surefoot.recipes.settings import Settings
 
 __all__ = ["read_flags", "training_settings"]
@@ -31,7 +31,8 @@ def training_settings(arguments: Sequence[str], default: S, *, prog: str) -> S:
         SystemExit: an unknown flag or an unreadable value (status 2), or ``--help`` (0).
     """
     config = _read(arguments, default, prog)
-    resume = cast(Any, config).run.resume
+    given = cast(Any, config).run
+    resume = to_resume(given.resume, given.save_dir)
     if resume is None:
         return config
     folder = run_folder_of(resume)

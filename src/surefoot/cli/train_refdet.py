@@ -27,6 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     sources = open_sources(config)
     with attended_by(LiveDoctor):
         outcome = train(config, sources)
+    if not outcome.first:
+        return 0
     videos = sources.held_out.videos if sources.held_out else ()
     for line in draw_run(outcome.folder, outcome.detector, videos, outcome.evaluation):
         print(line)

@@ -18,6 +18,7 @@ from surefoot.guard import Guard, Policy
 from surefoot.guard.precision import PrecisionCheck, check_precision
 from surefoot.recipes.averages import average_of
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.shapes import LossTerms
 
 __all__ = ["Learner", "Steps"]
@@ -50,6 +51,7 @@ class Learner(ABC, Generic[Model, Batch]):
         factor: of every group's peak rate, at an optimizer step.
         steps: how they are taken.
         amp: half precision of the forward pass.
+        ranks: the processes that train together.
     """
 
     described_by: ClassVar[str] = "settings of the model"
@@ -64,13 +66,17 @@ class Learner(ABC, Generic[Model, Batch]):
         factor: Factor,
         steps: Steps,
         amp: Amp,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._criterion, self._factor, self._steps = criterion, factor, steps
         self.group_names = [str(group["name"]) for group in optimizer.param_groups]
         # The criterion may have buffers of its own (WIoU's mean): a refused step undoes them.
         parts: dict[str, nn.Module] = {"model": model}
-        self.guarded = nn.ModuleDict(parts | ({"criterion": criterion} if criterion else {}))
+        parts |= {"criterion": criterion} if criterion else {}
+        self.guarded = _Guarded(parts, self._terms)
+        learns = (p for group in optimizer.param_groups for p in group["params"])
+        self._ranks, self._replicated = ranks, ranks.replicated(self.guarded, learns)
         self.guard = self._make_guard(amp)
         self.schedule = LambdaLR(optimizer, factor)
         self.guard.schedule(self.schedule)
@@ -83,9 +89,20 @@ class Learner(ABC, Generic[Model, Batch]):
     def terms(self, batch: Batch) -> LossTerms:
         """The loss of a micro-batch."""
 
+    def _terms(self, batch: Batch) -> LossTerms:
+        return self.terms(batch)  # looked up at every call
+
+    def loss(self, batch: Batch) -> LossTerms:
+        """The loss of a micro-batch, whose gradient is exchanged where there are others."""
+        return self._replicated(batch) if self._ranks.several else self.terms(batch)
+
+    def agree(self) -> None:
+        """Give every process the weights as the first one has them, to be measured by all."""
+        self._ranks.agree(self.candidates.values())
+
     def _make_guard(self, amp: Amp) -> Guard:
         return Guard(
-            self.guarded,
+            self._replicated,
             self.optimizer,
             clip=self._steps.clip or None,
             accumulate=self._steps.accumulate,
@@ -95,8 +112,8 @@ class Learner(ABC, Generic[Model, Batch]):
 
     def check_precision(self, batch: Batch, amp: Amp) -> PrecisionCheck:
         """Try ``amp`` on a batch and go on in the precision that it is good enough for."""
-        compute = partial(self.terms, batch)
-        check = check_precision(self.guarded, compute, amp, policy=Policy.conservative())
+        compute = partial(self.loss, batch)
+        check = check_precision(self._replicated, compute, amp, policy=Policy.conservative())
         if check.amp != amp:
             state = self.guard.state_dict()
             self.guard.detach()
@@ -176,6 +193,17 @@ class Learner(ABC, Generic[Model, Batch]):
             self._criterion.load_state_dict(state["criterion"])
         if self.averaged is not None and state["averaged"] is not None:
             self.averaged.n_averaged.fill_(state["averaged"])
+
+
+class _Guarded(nn.ModuleDict):
+    """All that changes, as a module whose forward pass is the loss."""
+
+    def __init__(self, parts: dict[str, nn.Module], compute: Callable[[Any], LossTerms]) -> None:
+        super().__init__(parts)
+        self._compute = compute
+
+    def forward(self, batch: Any) -> LossTerms:
+        return self._compute(batch)
 
 
 def _some(names: Sequence[str]) -> str:

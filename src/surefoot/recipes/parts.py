@@ -11,6 +11,7 @@ import torch
 
 from surefoot.checkpoint import SampleOrder
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.ranks import ALONE, Ranks
 
 __all__ = ["Feed", "Measured", "Place", "RunSettings"]
 
@@ -86,3 +87,5 @@ class Place:
     """Whether the precision is tried on the first batch."""
     cache: float = 0.0
     """Bytes of host memory that caches may still fill."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""

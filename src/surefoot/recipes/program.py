@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TextIO, TypeVar
 
 from surefoot import __version__
-from surefoot.checkpoint import (
-    Checkpoint,
-    SaveOutcome,
-    capture_rng,
-    restore_rng,
-)
+from surefoot.checkpoint import Checkpoint, SaveOutcome
 from surefoot.checkpoint.signals import Interrupted, Interruption
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.guard import MemoryWatch
@@ -29,8 +24,16 @@ from surefoot.recipes.hardware import Amp, device_memory_mb
 from surefoot.recipes.learner import Learner
 from surefoot.recipes.parts import Feed, Measured, Place, RunSettings
 from surefoot.recipes.progress import EpochBar, EpochSummary, clock
-from surefoot.recipes.run_folder import CONFIG, FAILURES, new_run_folder, run_folder_of
-from surefoot.recipes.session import Saving, Session, find_checkpoint
+from surefoot.recipes.run_folder import (
+    AUTO,
+    CHECKPOINTS,
+    CONFIG,
+    FAILURES,
+    new_run_folder,
+    run_folder_of,
+    to_resume,
+)
+from surefoot.recipes.session import Bystander, Saving, Session, find_checkpoint
 from surefoot.recipes.settings import Settings
 from surefoot.records import StepRecord, Verdict
 
@@ -50,12 +53,13 @@ class Program(ABC, Generic[Learns, Batch]):
     learner: Learns
     feed: Feed[Batch]
     folder: Path
-    session: Session
+    session: Session | Bystander
 
     def __init__(
         self, settings: Settings, run: RunSettings, place: Place, stream: TextIO, stop: Interruption
     ) -> None:
-        self.settings, self._run, self.stream, self._stop = settings, run, stream, stop
+        self.settings, self._run, self._stop = settings, run, stop
+        self.ranks, self.stream = place.ranks, place.ranks.stream(stream)
         self.device, self._why = place.device, place.why
         self.amp: Amp = place.amp
         self._untried = place.check and place.amp is not None
@@ -129,7 +133,7 @@ class Program(ABC, Generic[Learns, Batch]):
         learner.model.train()
         for batch in guard.batches(batches):
             ids = self.feed.names(batch)
-            record = step_in_halves(guard, halves, learner.terms, batch, sample_ids=ids)
+            record = step_in_halves(guard, halves, learner.loss, batch, sample_ids=ids)
             self.feed.order.advance()
             self.session.step(record, **({"pieces": halves.pieces} if halves.pieces > 1 else {}))
             bar.update(record)
@@ -137,7 +141,7 @@ class Program(ABC, Generic[Learns, Batch]):
             self.stepped(record)
             if record.verdict is not Verdict.ACCUMULATED:
                 self.stop_if_asked()
-                if self.session.save_due:
+                if self.ranks.share(self.session.save_due):
                     self._save(None, best=False, wait=False)
             if growth := self._memory.step():
                 self.session.journal.event("memory", **growth.to_dict())
@@ -181,7 +185,7 @@ class Program(ABC, Generic[Learns, Batch]):
         if last or better or done % self._run.save_interval == 0:
             outcome = self._save(measured, best=better, wait=last)
             if last and outcome is not None and not outcome.saved:
-                raise CheckpointError(outcome.problem, path=self.session.store.folder)
+                raise CheckpointError(outcome.problem, path=self.folder / CHECKPOINTS)
         if not last:
             self.stop_if_asked()
 
@@ -189,6 +193,7 @@ class Program(ABC, Generic[Learns, Batch]):
         started = time.monotonic()
         try:
             with self._stop.at_once():
+                self.learner.agree()
                 measured = self.measure(done)
         except Interrupted:
             self.stop_if_asked()  # saved as after the epoch's last step; the run goes on with this
@@ -236,20 +241,22 @@ class Program(ABC, Generic[Learns, Batch]):
 
     # -- the run folder ----------------------------------------------------------------------------
 
-    def open(self) -> Session:
+    def open(self) -> Session | Bystander:
         """Load what is to be loaded, then open the run folder, a new one or the resumed one."""
-        resume = self._run.resume
+        run, first = self._run, self.ranks.of_first
+        resume = first(lambda: to_resume(run.resume, run.save_dir))
         if resume is None:
-            if self._run.checkpoint is not None:
-                self._start_from(self._run.checkpoint)
-            self.folder = new_run_folder(self._run.save_dir, self.recipe)
+            if run.checkpoint is not None:
+                self._start_from(run.checkpoint)
+            again = run.resume == AUTO
+            self.folder = first(lambda: new_run_folder(run.save_dir, self.recipe, again=again))
             return self._open_session([])
-        found, rejected = find_checkpoint(resume)
+        found, rejected = first(lambda: find_checkpoint(resume))
         self._go_on_from(found)
         source = run_folder_of(resume)
-        self.folder = self._run.save_dir or source
-        if self.folder.resolve() != source.resolve():
-            self.folder = new_run_folder(self.folder, self.recipe)
+        self.folder = target = run.save_dir or source
+        if target.resolve() != source.resolve():
+            self.folder = first(lambda: new_run_folder(target, self.recipe))
         session = self._open_session(self.settings.differences(self.reload(source / CONFIG)))
         session.journal.event("continued", epoch=self.finished_epochs, checkpoint=found.path.name)
         self.say(*(f"  passed over {one}" for one in rejected))
@@ -266,18 +273,26 @@ class Program(ABC, Generic[Learns, Batch]):
     def placed(self, folder: Path) -> Settings:
         """The settings with ``folder`` as the place to write to, and nothing to resume."""
 
-    def _open_session(self, changed: list[str]) -> Session:
-        settings = self.placed(self.folder)
-        settings.save(self.folder / CONFIG)
+    def _open_session(self, changed: list[str]) -> Session | Bystander:
         self.learner.guard.keep_failures(self.folder / FAILURES)
-        run = self._run
-        self.session = Session(
+        self.session = self._new_session(changed) if self.ranks.first else Bystander()
+        processes = f"  {self.ranks.size} processes" if self.ranks.several else ""
+        self.say(
+            *self.headline(), *filter(None, [processes]), *(f"  changed: {c}" for c in changed)
+        )
+        return self.session
+
+    def _new_session(self, changed: list[str]) -> Session:
+        settings, run = self.placed(self.folder), self._run
+        settings.save(self.folder / CONFIG)
+        return Session(
             self.folder,
             recipe=self.recipe,
             run={
                 "version": __version__,
                 "device": str(self.device),
                 "precision": self.amp or "fp32",
+                "processes": self.ranks.size,
                 "groups": self.learner.group_names,
                 "settings": settings.to_dict(),
                 "changed": changed,
@@ -286,8 +301,6 @@ class Program(ABC, Generic[Learns, Batch]):
             interject=self.interject,
             saving=Saving(run.save_steps, run.keep_last, run.keep_every, run.save_in_background),
         )
-        self.say(*self.headline(), *(f"  changed: {line}" for line in changed))
-        return self.session
 
     def _start_from(self, path: Path) -> None:
         found, _ = find_checkpoint(path, best=True)
@@ -297,7 +310,7 @@ class Program(ABC, Generic[Learns, Batch]):
     def _go_on_from(self, found: Checkpoint) -> None:
         state = found.load_state()
         self.finished_epochs, self.best = state["epoch"], state["best"]
-        if self.finished_epochs >= self.epochs:
+        if self.finished_epochs >= self.epochs and self._run.resume != AUTO:
             raise ConfigError(
                 f"--resume {self._run.resume}: its {self.finished_epochs} epochs are done, and "
                 f"--epochs (or --max-steps) asks for {self.epochs}. Raise it to train on."
@@ -310,7 +323,7 @@ class Program(ABC, Generic[Learns, Batch]):
         self.feed.order.set_epoch(self.finished_epochs)
         if "order" in state:  # checkpoints of old lie between two epochs and have none
             self._inexact += self.feed.order.load_state_dict(state["order"])
-        self._inexact += restore_rng(state["rng"])
+        self._inexact += self.ranks.put_back(state)
 
     def _save(
         self, measured: Measured | None, *, best: bool, wait: bool = True
@@ -320,7 +333,7 @@ class Program(ABC, Generic[Learns, Batch]):
             "order": self.feed.order.state_dict(),
             "best": self.best,
             "learner": self.learner.state_dict(),
-            "rng": capture_rng(),
+            **self.ranks.random_states(),
         }
         outcome = self.session.save(
             self.steps,
@@ -331,6 +344,6 @@ class Program(ABC, Generic[Learns, Batch]):
             best=best,
             wait=wait,
         )
-        if outcome is not None and outcome.saved:
+        if self.ranks.share(outcome is not None and outcome.saved):
             self._saved_at = (self.finished_epochs, self.feed.order.position)
         return outcome

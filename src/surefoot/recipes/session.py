@@ -26,7 +26,7 @@ from surefoot.recipes.run_folder import CHECKPOINTS, CONFIG, JOURNAL
 from surefoot.recipes.verdict import Rounds
 from surefoot.records import StepRecord, Verdict
 
-__all__ = ["SAVE_SECONDS", "PatientJournal", "Saving", "Session", "find_checkpoint"]
+__all__ = ["SAVE_SECONDS", "Bystander", "PatientJournal", "Saving", "Session", "find_checkpoint"]
 
 
 SAVE_SECONDS = 600.0
@@ -208,6 +208,36 @@ class Session:
 
     def _go_on(self) -> str:
         return f"Go on with: surefoot train {self._recipe} --resume {self.folder}"
+
+
+class Bystander:
+    """A session in a process that writes nothing: another one has the run's folder."""
+
+    def __init__(self) -> None:
+        self.stalls = StallWatch(on_stall=lambda _: None)
+        self.journal = _Unwritten()
+        self.save_due = False
+
+    def step(self, record: StepRecord, **extra: Any) -> None:
+        """Nothing."""
+
+    def save(self, step: int, state: Mapping[str, Any], **arguments: Any) -> None:
+        """Nothing."""
+
+    def interrupted(self, by: str, step: int) -> Interrupted:
+        """What to raise."""
+        return Interrupted(f"{by}: step {step}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
+class _Unwritten:
+    def event(self, kind: str, /, **fields: Any) -> None:
+        """Nothing."""
 
 
 class PatientJournal:

@@ -19,6 +19,8 @@ from surefoot.recipes.camouflage.options import LossOptions, ModelOptions
 from surefoot.recipes.camouflage.schedule import Plan
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.learner import Learner, Steps
+from surefoot.recipes.ranks import ALONE, Ranks
+from surefoot.recipes.run_folder import to_resume
 from surefoot.shapes import LossTerms
 
 __all__ = ["Batch", "CamouflageLearner", "build_model", "term_weights"]
@@ -77,11 +79,18 @@ class CamouflageLearner(Learner[CamouflageNet, Batch]):
     """The network, and its two stages."""
 
     def __init__(
-        self, config: CamouflageConfig, plan: Plan, device: torch.device, amp: Amp
+        self,
+        config: CamouflageConfig,
+        plan: Plan,
+        device: torch.device,
+        amp: Amp,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.plan, self._loss, options = plan, config.loss, config.optimizer
-        fresh = config.run.resume is None and config.run.checkpoint is None
+        run = config.run
+        fresh = to_resume(run.resume, run.save_dir) is None and run.checkpoint is None
         model = build_model(config.model, weights=fresh).to(device)
+        model = ranks.synchronised(model, device, wanted=config.hardware.sync_batchnorm)
         if plan.first_steps:
             freeze_backbone(model)
         groups = parameter_groups(
@@ -98,6 +107,7 @@ class CamouflageLearner(Learner[CamouflageNet, Batch]):
                 ema_decay=options.ema_decay if options.use_ema else 0.0,
             ),
             amp=amp,
+            ranks=ranks,
         )
 
     def enter_stage(self, epoch: int) -> int:

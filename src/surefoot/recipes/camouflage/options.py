@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from surefoot.errors import ConfigError
+from surefoot.recipes.run_folder import AUTO
 from surefoot.recipes.settings import need, need_finite
 
 __all__ = [
@@ -184,6 +185,9 @@ class HardwareOptions:
     scale starts at 1,024 and grows by 1.5 every 1,000 steps."""
     no_amp: Annotated[bool, arg(name="no-amp")] = False
     """float32 throughout, whatever --precision says."""
+    sync_batchnorm: bool = False
+    """Of several processes on GPUs: BatchNorm takes its statistics over all their batches. Else
+    each takes those of its own, and the running ones are the first process's."""
     check_precision: bool = True
     """Before the first step, try half precision on the first batch beside fp32, and fall back where
     it is not finite or not near."""
@@ -208,7 +212,8 @@ class RunOptions:
     """Start from the weights of this checkpoint; nothing else of it is used."""
     resume: Annotated[Path | None, arg(aliases=["--resume-from"])] = None
     """Go on with this run, from any step of any stage: its folder, or one of its checkpoints.
-    Settings that are not given again are the run's own."""
+    Settings that are not given again are the run's own. auto: the run in --save-dir where it has
+    saved anything, else start it."""
     save_dir: Annotated[Path | None, arg(aliases=["--checkpoint-dir"])] = None
     """Run folder for settings, journal and checkpoints; runs/camouflage-<date>-<time> where it is
     not given."""
@@ -238,7 +243,7 @@ class RunOptions:
             value = getattr(self, name)
             need(value >= 0, f"--{name.replace('_', '-')}", value, ">= 0")
         need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
-        if self.resume is not None and self.checkpoint is not None:
+        if self.resume not in (None, AUTO) and self.checkpoint is not None:
             raise ConfigError(
                 "--resume and --checkpoint together: --resume takes weights and everything else "
                 "from its run, --checkpoint the weights alone; leave one out."

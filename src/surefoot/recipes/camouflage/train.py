@@ -29,6 +29,7 @@ from surefoot.recipes.camouflage.validate import Masks, score
 from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
 from surefoot.recipes.parts import Measured, Place
 from surefoot.recipes.program import Program
+from surefoot.recipes.ranks import ALONE, Ranks, joined
 from surefoot.recipes.settings import Settings
 from surefoot.records import StepRecord
 
@@ -71,8 +72,8 @@ def train(config: CamouflageConfig, sources: Sources, *, stream: TextIO | None =
     """
     started = time.monotonic()
     anomalies = torch.autograd.set_detect_anomaly(config.run.debug_mode)
-    with Interruption() as stop, anomalies:
-        run = CamouflageRun(config, sources, stream or sys.stdout, stop)
+    with joined() as ranks, Interruption() as stop, anomalies:
+        run = CamouflageRun(config, sources, stream or sys.stdout, stop, ranks)
         run.train()
     name = "model" if run.measured is None else run.measured.weights
     return Outcome(
@@ -89,17 +90,24 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
     recipe = "camouflage"
 
     def __init__(
-        self, config: CamouflageConfig, sources: Sources, stream: TextIO, stop: Interruption
+        self,
+        config: CamouflageConfig,
+        sources: Sources,
+        stream: TextIO,
+        stop: Interruption,
+        ranks: Ranks = ALONE,
     ) -> None:
-        device = choose_device(config.hardware.device)
+        device = ranks.device(choose_device(config.hardware.device))
         amp, why = choose_amp(config.hardware.wanted, device)
-        place = Place(device=device, amp=amp, why=why, check=config.hardware.check_precision)
+        check = config.hardware.check_precision
+        place = Place(device=device, amp=amp, why=why, check=check, ranks=ranks)
         super().__init__(config, config.run, place, stream, stop)
         self.config, self._sources = config, sources
         seed_everything(config.run.seed)
         self.feed = CamouflageFeed(config, sources.training, device)
         self.plan = Plan.of(config, len(self.feed.order))
-        self.learner = CamouflageLearner(config, self.plan, device, amp)
+        self.learner = CamouflageLearner(config, self.plan, device, amp, ranks)
+        ranks.seed(config.run.seed)
         self._stage = self._told = 0
 
     @property
@@ -155,7 +163,8 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
         items = self._sources.validation
         if items is None:
             return None
-        found = {n: score(self.masks(n), items).summary() for n in self.learner.candidates}
+        names, ranks = self.learner.candidates, self.ranks
+        found = {name: score(self.masks(name), items, ranks=ranks).summary() for name in names}
         metrics = {name: summary.s_measure or 0.0 for name, summary in found.items()}
         best = max(metrics, key=metrics.__getitem__)
         return Measured(

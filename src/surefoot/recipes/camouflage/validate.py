@@ -16,6 +16,7 @@ from surefoot.data.camouflage import CamouflageItems, EvaluationItems, Predictor
 from surefoot.metrics.segmentation import SegmentationScores
 from surefoot.models.camouflage import CamouflageNet
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.ranks import ALONE, Ranks
 
 __all__ = ["Masks", "Predicted", "score", "score_baseline"]
 
@@ -67,13 +68,15 @@ class Masks:
         finally:
             self.model.train(training)
 
-    def of(self, items: CamouflageItems) -> Iterator[Predicted]:
-        """The masks of a data set, in its order; each is enlarged before it is made a probability,
-        so that an outline stays sharp.
+    def of(self, items: CamouflageItems, ranks: Ranks = ALONE) -> Iterator[Predicted]:
+        """The masks of a data set, or of this process's part of its batches, in its order; each is
+        enlarged before it is made a probability, so that an outline stays sharp.
         """
+        places = range(len(items))
+        batches = [list(places[i : i + self._batch_size]) for i in places[:: self._batch_size]]
         loader = DataLoader(
             EvaluationItems(items),
-            batch_size=self._batch_size,
+            batch_sampler=batches[ranks.rank :: ranks.size],
             num_workers=self._workers,
             collate_fn=collate_evaluation,
             worker_init_fn=leave_signals_to_parent,
@@ -93,17 +96,22 @@ def enlarged(logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.float32]
     return full.sigmoid()[0, 0].cpu().numpy()
 
 
-def score(masks: Masks, items: CamouflageItems, *, stretch: bool = False) -> SegmentationScores:
+def score(
+    masks: Masks, items: CamouflageItems, *, stretch: bool = False, ranks: Ranks = ALONE
+) -> SegmentationScores:
     """Scores of a network on a data set.
 
     Args:
         masks: the network.
         items: the data set.
         stretch: bring every map to 0..1 first, as published tables do.
+        ranks: processes that divide the images among them, and all have the scores of all.
     """
     scores = SegmentationScores(stretch=stretch)
-    for one in masks.of(items):
+    for one in masks.of(items, ranks):
         scores.add(one.id, one.probability, one.mask, index=one.place)
+    for rows in ranks.gather(scores.per_image):
+        scores.merge(rows)
     return scores
 
 

@@ -14,6 +14,7 @@ from surefoot.models import DinoSupport, DinoSupportConfig, RefDet, RefDetConfig
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.learner import Learner as Guarded
 from surefoot.recipes.learner import Steps
+from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.criterion import RefDetCriterion, RefDetLossConfig
 from surefoot.recipes.refdet.options import LossOptions, ModelOptions, OptimizerOptions
@@ -130,9 +131,17 @@ class Learner(Guarded[RefDet, Episode]):
 
     described_by = "--preset and --support-encoder"
 
-    def __init__(self, config: TrainConfig, plan: Plan, device: torch.device, amp: Amp) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: Plan,
+        device: torch.device,
+        amp: Amp,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.plan, options = plan, config.optimizer
         model = build_model(config.model).to(device)
+        model = ranks.synchronised(model, device, wanted=config.hardware.sync_batchnorm)
         self.criterion = build_criterion(config.loss).to(device)
         super().__init__(
             model,
@@ -148,6 +157,7 @@ class Learner(Guarded[RefDet, Episode]):
                 ema_warmup=options.ema_warmup,
             ),
             amp=amp,
+            ranks=ranks,
         )
 
     def terms(self, batch: Episode) -> LossTerms:

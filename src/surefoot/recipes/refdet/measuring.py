@@ -10,6 +10,7 @@ import torch
 from surefoot.data import AeroEyes
 from surefoot.models import RefDet
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.build import IMAGE_SIZES
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.options import DataOptions
@@ -29,6 +30,8 @@ class Outcome:
     """The last one; None where nothing is held out."""
     seconds: float
     """Wall time of training and measuring, in this process."""
+    first: bool = True
+    """Whether this process is the one that speaks for all."""
 
 
 def detector_of(config: TrainConfig, model: RefDet, device: torch.device, amp: Amp) -> Detector:
@@ -47,14 +50,19 @@ def detector_of(config: TrainConfig, model: RefDet, device: torch.device, amp: A
 
 
 def measure(
-    detector: Detector, calibration: AeroEyes, held_out: AeroEyes, options: DataOptions
+    detector: Detector,
+    calibration: AeroEyes,
+    held_out: AeroEyes,
+    options: DataOptions,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Choose the threshold on ``calibration``, and measure on ``held_out``; nothing is drawn."""
-    threshold = calibrate(detector, calibration, options.calibration_frames)
+    threshold = calibrate(detector, calibration, options.calibration_frames, ranks)
     return evaluate(
         detector,
         held_out.videos,
         threshold=threshold,
         frames=options.val_frames,
         stranger=calibration.videos[0],
+        ranks=ranks,
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from surefoot.errors import ConfigError
+from surefoot.recipes.run_folder import AUTO
 from surefoot.recipes.settings import need
 
 __all__ = [
@@ -227,6 +228,9 @@ class HardwareOptions:
     weights stay float32."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on hardware that has it, else fp16 on a GPU and fp32 on a CPU."""
+    sync_batchnorm: bool = False
+    """Of several processes on GPUs: BatchNorm takes its statistics over all their batches. Else
+    each takes those of its own, and the running ones are the first process's."""
     check_precision: bool = True
     """Before the first step, try half precision on the first episode beside fp32, and fall back
     where it is not finite or not near. Two forward and backward passes."""
@@ -258,7 +262,7 @@ class RunOptions:
     used."""
     resume: Path | None = None
     """Go on with this run: its folder, or one of its checkpoints. Settings that are not given again
-    are the run's own."""
+    are the run's own. auto: the run in --save-dir where it has saved anything, else start it."""
     save_dir: Annotated[Path | None, arg(aliases=["--checkpoint-dir"])] = None
     """Run folder for settings, journal and checkpoints; runs/refdet-<date>-<time> where it is not
     given."""
@@ -302,7 +306,7 @@ class RunOptions:
         ):
             need(value >= 0, flag, value, ">= 0")
         need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
-        if self.resume is not None and self.checkpoint is not None:
+        if self.resume not in (None, AUTO) and self.checkpoint is not None:
             raise ConfigError(
                 "--resume and --checkpoint together: --resume takes weights and everything else "
                 "from its run, --checkpoint the weights alone; leave one out."

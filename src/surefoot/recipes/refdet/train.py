@@ -23,6 +23,7 @@ from surefoot.guard.out_of_memory import Halved
 from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
 from surefoot.recipes.parts import Measured, Place
 from surefoot.recipes.program import Program
+from surefoot.recipes.ranks import ALONE, Ranks, joined
 from surefoot.recipes.refdet.build import Learner, Plan
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.feed import EpisodeFeed
@@ -56,14 +57,15 @@ def train(config: TrainConfig, sources: Sources, *, stream: TextIO | None = None
     """
     started = time.monotonic()
     anomalies = torch.autograd.set_detect_anomaly(config.run.debug_mode)
-    with Interruption() as stop, anomalies:
-        run = Run(config, sources, stream or sys.stdout, stop)
+    with joined() as ranks, Interruption() as stop, anomalies:
+        run = Run(config, sources, stream or sys.stdout, stop, ranks)
         run.train()
     return Outcome(
         folder=run.folder,
         detector=run.detector(),
         evaluation=run.evaluation,
         seconds=time.monotonic() - started,
+        first=ranks.first,
     )
 
 
@@ -78,18 +80,20 @@ class Run(Program[Learner, Episode]):
         sources: Sources,
         stream: TextIO,
         stop: Interruption | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        device = choose_device(config.hardware.device)
+        device = ranks.device(choose_device(config.hardware.device))
         wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
         amp, why = choose_amp(wanted, device)
         check, cache = config.hardware.check_precision, config.data.cache_mb * 2.0**20
-        place = Place(device=device, amp=amp, why=why, check=check, cache=cache)
+        place = Place(device=device, amp=amp, why=why, check=check, cache=cache, ranks=ranks)
         super().__init__(config, config.run, place, stream, stop or Interruption())
         self.config, self.sources = config, sources
         seed_everything(config.run.seed)
         self.feed = EpisodeFeed(config, sources.episodes, device)
         self.plan = Plan.of(config, len(self.feed.order))
-        self.learner = Learner(config, self.plan, device, amp)
+        self.learner = Learner(config, self.plan, device, amp, ranks)
+        ranks.seed(config.run.seed)
         self.evaluation: Evaluation | None = None
 
     @property
@@ -128,7 +132,9 @@ class Run(Program[Learner, Episode]):
         held_out, calibration = self.sources.held_out, self.sources.calibration
         if not held_out:
             return None
-        self.evaluation = found = measure(self.detector(), calibration, held_out, self.config.data)
+        self.evaluation = found = measure(
+            self.detector(), calibration, held_out, self.config.data, self.ranks
+        )
         return Measured(
             metric=found.right.st_iou,
             weights=self.learner.evaluated[0],

@@ -20,6 +20,7 @@ from surefoot.data import AeroEyes, Video, images_to_tensor, letterbox
 from surefoot.metrics import DetectionMap, SpatioTemporalIoU
 from surefoot.models import RefDet, References, best_boxes
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.ranks import ALONE, Ranks
 
 __all__ = ["Detector", "Evaluation", "Measured", "Predictions", "calibrate", "evaluate", "overlap"]
 
@@ -174,18 +175,23 @@ class _Seen:
         return {f: self.video.boxes[f] for f in self.frames if f in self.video.boxes}
 
 
-def calibrate(detector: Detector, data: AeroEyes, count: int) -> float:
+def calibrate(detector: Detector, data: AeroEyes, count: int, ranks: Ranks = ALONE) -> float:
     """The score threshold with the best mean ST-IoU on ``data``.
 
     Args:
         detector: the model and its settings.
         data: videos that are not the held-out ones.
         count: frames of each that are looked at, evenly spread; 0 = all.
+        ranks: processes that divide the videos among them, and come to the same result.
     """
-    score = SpatioTemporalIoU()
-    for video in data.videos:
+
+    def look(video: Video) -> tuple[list[int], Predictions]:
         frames = frames_of(video, count)
         (found,) = detector.predict(video, frames, detector.references([video]))
+        return frames, found
+
+    score = SpatioTemporalIoU()
+    for video, (frames, found) in zip(data.videos, ranks.each(data.videos, look), strict=True):
         score.add(video.id, _Seen(video, frames, found).truth, found)
     return score.best_threshold()
 
@@ -197,6 +203,7 @@ def evaluate(
     threshold: float,
     frames: int = 0,
     stranger: Video | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Measure on held-out videos at a threshold that was chosen elsewhere.
 
@@ -206,15 +213,19 @@ def evaluate(
         threshold: score from which on a box is given.
         frames: frames of each that are looked at, evenly spread; 0 = all.
         stranger: video whose object is the control's where only one video is held out.
+        ranks: processes that divide the videos among them, and come to the same result.
     """
     others = [*videos[1:], videos[0]] if len(videos) > 1 or stranger is None else [stranger]
-    right: list[_Seen] = []
-    swapped: list[_Seen] = []
-    for video, other in zip(videos, others, strict=True):
-        at = frames_of(video, frames)
-        found = detector.predict(video, at, detector.references([video, other]))
-        right.append(_Seen(video, at, found[0]))
-        swapped.append(_Seen(video, at, found[1]))
+
+    def look(pair: tuple[Video, Video]) -> tuple[list[int], list[Predictions]]:
+        at = frames_of(pair[0], frames)
+        return at, detector.predict(pair[0], at, detector.references(pair))
+
+    seen = ranks.each(list(zip(videos, others, strict=True)), look)
+    right, swapped = (
+        [_Seen(video, at, found[i]) for video, (at, found) in zip(videos, seen, strict=True)]
+        for i in (0, 1)
+    )
     return Evaluation(
         threshold=threshold,
         right=_measure(right, threshold),
