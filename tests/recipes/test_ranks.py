@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet import TrainConfig
 from surefoot.recipes.refdet.train import train_on_folders as train_refdet
 from surefoot.recipes.refdet.validate import Detector, calibrate, evaluate
+from surefoot.recipes.run_folder import to_resume
 from surefoot.records import Verdict
 
 CPU = torch.device("cpu")
@@ -150,6 +152,21 @@ def test_refdet_trains_on_each_episode_once_and_goes_on_with_auto(
     assert last_state(tmp_path / "b")["epoch"] == 1
     world(2).run(refdet, config=short)
     assert last_state(tmp_path / "b")["epoch"] == 2
+    world(2).run(refdet, config=short)  # it is done, and that is no error
+    assert len(list(JournalReader(tmp_path / "b" / "journal.jsonl").steps())) == 4
+
+
+def test_auto_starts_anew_where_a_run_had_saved_nothing(tmp_path: Path, tiny_config: Any) -> None:
+    folder = tmp_path / "a"
+    config = tiny_config(folder, resume=Path("auto"), max_steps=2)
+    train_refdet(config, stream=io.StringIO())
+    shutil.rmtree(folder / "checkpoints")
+    said = io.StringIO()
+    train_refdet(config, stream=said)
+    assert "Going on" not in said.getvalue()
+    assert last_state(folder)["epoch"] == 1
+    with pytest.raises(ConfigError, match=r"--resume auto: .* --save-dir; name that folder"):
+        to_resume(Path("auto"), None)
 
 
 # -- measuring -------------------------------------------------------------------------------------
