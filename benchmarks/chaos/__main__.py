@@ -92,39 +92,45 @@ def main() -> None:
     launcher = Launcher(columns)
     suite = Suite(launcher, plan, seed=options.seed, jobs=options.jobs, progress=_say)
     tables: list[Table] = []
+    text = ""
     try:
-        if not options.batchnorm:
-            tables += _plain_tables(suite, faults, columns, plan)
-        if options.batchnorm or not options.quick:
-            these = [fault for fault in faults if fault.key in BATCHNORM]
-            title = "The same task with a BatchNorm after the convolution"
-            tables.append(suite.table(title, these, columns, batchnorm=True))
+        for title, these, batchnorm in _wanted(options, faults, plan):
+            tables.append(suite.table(title, these, columns, batchnorm=batchnorm))
+            took = f"{plan.steps} steps, seed {options.seed}, {time.monotonic() - began:.0f} s. "
+            text = "\n".join([took + versions() + ".", "", *(t.markdown() for t in tables)])
+            _write(
+                options.out, tables, text
+            )  # each as it is there: a run of hours may be cut short
     finally:
         launcher.close()
-    took = f"{plan.steps} steps, seed {options.seed}, {time.monotonic() - began:.0f} s. "
-    text = "\n".join([took + versions() + ".", "", *(table.markdown() for table in tables)])
     print("\n" + text)
-    for path in options.out:
+
+
+def _wanted(
+    options: argparse.Namespace, faults: Sequence[Fault], plan: Plan
+) -> list[tuple[str, list[Fault], bool]]:
+    """Titles and faults of the tables, and whether there is a BatchNorm in the model."""
+    first = {fault.key for fault in eighteen(plan)}
+    tables = [
+        ("The eighteen faults", [fault for fault in faults if fault.key in first], False),
+        ("Further faults", [fault for fault in faults if fault.key not in first], False),
+        (
+            "The same task with a BatchNorm after the convolution",
+            [fault for fault in faults if fault.key in BATCHNORM],
+            True,
+        ),
+    ]
+    only = [True] if options.batchnorm else [False] if options.quick else [False, True]
+    return [(title, these, bn) for title, these, bn in tables if these and bn in only]
+
+
+def _write(paths: Sequence[Path], tables: Sequence[Table], text: str) -> None:
+    for path in paths:
         if path.suffix == ".json":
             path.write_text(json.dumps([table.to_dict() for table in tables], indent=1))
         else:
             before = path.read_text() if path.exists() else ""
             path.write_text(before.partition(_RESULTS)[0] + _RESULTS + "\n\n" + text)
-
-
-def _plain_tables(
-    suite: Suite, faults: Sequence[Fault], columns: Sequence[Column], plan: Plan
-) -> list[Table]:
-    first = {fault.key for fault in eighteen(plan)}
-    groups = {
-        "The eighteen faults": [fault for fault in faults if fault.key in first],
-        "Further faults": [fault for fault in faults if fault.key not in first],
-    }
-    return [
-        suite.table(title, group, columns, batchnorm=False)
-        for title, group in groups.items()
-        if group
-    ]
 
 
 if __name__ == "__main__":
