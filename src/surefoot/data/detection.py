@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from surefoot.data.cache import ByteCache
 from surefoot.data.episodes import images_to_tensor
+from surefoot.data.epochs import Epochs
 from surefoot.data.labelled import LabelledImages, read_upright
 from surefoot.data.mosaic import LabelledPicture, mosaic
 from surefoot.data.transforms import Augmentation, Letterbox, augment, letterbox
@@ -89,7 +90,7 @@ class DetectionAugmentation:
             )
 
 
-class DetectionDataset(Dataset[DetectionItem]):
+class DetectionDataset(Epochs, Dataset[DetectionItem]):
     """A map-style data set of letterboxed images and their boxes.
 
     Item ``index`` of epoch ``epoch`` is a pure function of ``(seed, epoch, index)``: the number of
@@ -121,29 +122,17 @@ class DetectionDataset(Dataset[DetectionItem]):
         seed: int = 0,
         cache_mb: float = 0,
     ) -> None:
+        super().__init__()
         if size < 32:
             raise ConfigError(f"DetectionDataset: size is {size}; at least 32 pixels.")
         if seed < 0:
             raise ConfigError(f"DetectionDataset: seed is {seed}; an integer, 0 or more.")
         self.source, self.size, self.augment, self.seed = source, size, augment, seed
         self._cache = ByteCache[_Square](cache_mb, size=_bytes)
-        # Shared memory, so that workers that outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         """Items in an epoch."""
         return len(self.source)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose items are given out, from 0."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give out the items of ``epoch`` from now on; call it between two passes."""
-        if epoch < 0:
-            raise ConfigError(f"set_epoch({epoch}): epochs count from 0.")
-        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> DetectionItem:
         """An item.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from surefoot.data.epochs import Epochs
 from surefoot.errors import ConfigError
 from surefoot.shapes import Episode
 
@@ -19,7 +20,7 @@ MIN_VISIBLE = 0.35
 """Below this share of its pixels an object is neither present nor absent."""
 
 
-class Episodes(Dataset[Episode], ABC):
+class Episodes(Epochs, Dataset[Episode], ABC):
     """A data set whose items are whole episodes; load it with ``DataLoader(..., batch_size=None)``.
 
     Item ``index`` of epoch ``epoch`` is a pure function of ``(seed, epoch, index)``: the number of
@@ -27,29 +28,17 @@ class Episodes(Dataset[Episode], ABC):
     """
 
     def __init__(self, *, episodes: int, seed: int) -> None:
+        super().__init__()
         if episodes < 1:
             raise ConfigError(f"episodes is {episodes}; an epoch needs at least 1.")
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it is an integer, 0 or more.")
         self._episodes = episodes
         self._seed = seed
-        # Shared memory, so that workers that outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         """Episodes in an epoch."""
         return self._episodes
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose episodes are given out, from 0."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give out the episodes of ``epoch`` from now on; call it between two passes."""
-        if epoch < 0:
-            raise ConfigError(f"set_epoch({epoch}): epochs count from 0.")
-        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Episode:
         if not 0 <= index < len(self):

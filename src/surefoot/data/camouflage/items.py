@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from surefoot.data.camouflage.augment import Augment, augment_pair, resize_pair
+from surefoot.data.epochs import Epochs
 from surefoot.errors import ConfigError
 
 __all__ = [
@@ -61,7 +62,7 @@ def normalise(images: Tensor) -> Tensor:
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
-class CamouflageItems(Dataset[Item], ABC):
+class CamouflageItems(Epochs, Dataset[Item], ABC):
     """A map-style data set of images and masks.
 
     Item ``index`` of epoch ``epoch`` is a pure function of ``(seed, epoch, index)``: the number of
@@ -77,24 +78,12 @@ class CamouflageItems(Dataset[Item], ABC):
     """
 
     def __init__(self, *, size: int, augment: Augment | None, seed: int) -> None:
+        super().__init__()
         if size < 16:
             raise ConfigError(f"{type(self).__name__}: size is {size}; at least 16 pixels.")
         if seed < 0:
             raise ConfigError(f"{type(self).__name__}: seed is {seed}; an integer, 0 or more.")
         self.size, self.augment, self.seed = size, augment, seed
-        # Shared memory, so that workers that outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose items are given out, from 0."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give out the items of ``epoch`` from now on; call it between two passes."""
-        if epoch < 0:
-            raise ConfigError(f"set_epoch({epoch}): epochs count from 0.")
-        self._epoch.fill_(epoch)
 
     @abstractmethod
     def __len__(self) -> int:
