@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 
-from surefoot.checkpoint import SampleOrder
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.ranks import ALONE, Ranks
 
-__all__ = ["Feed", "Measured", "Place", "RunSettings"]
-
-Batch = TypeVar("Batch")
-
-
-class RunSettings(Protocol):
-    """What a program reads of a recipe's settings."""
-
-    @property
-    def checkpoint(self) -> Path | None: ...  # noqa: D102
-    @property
-    def resume(self) -> Path | None: ...  # noqa: D102
-    @property
-    def save_dir(self) -> Path | None: ...  # noqa: D102
-    @property
-    def save_interval(self) -> int: ...  # noqa: D102
-    @property
-    def save_steps(self) -> int: ...  # noqa: D102
-    @property
-    def keep_last(self) -> int: ...  # noqa: D102
-    @property
-    def keep_every(self) -> int: ...  # noqa: D102
-    @property
-    def save_in_background(self) -> bool: ...  # noqa: D102
-    @property
-    def val_interval(self) -> int: ...  # noqa: D102
-
-
-class Feed(Protocol[Batch]):
-    """Where micro-batches come from."""
-
-    order: SampleOrder
-
-    def begin(self, epoch: int, steps: int) -> int:
-        """Go to an epoch of so many optimizer steps; gives the number of its micro-batches that the
-        run has not had.
-        """
-        ...
-
-    def batches(self, count: int) -> Iterator[Batch]:
-        """The next ones of the epoch, on the device."""
-        ...
-
-    def names(self, batch: Batch) -> tuple[str, ...]:
-        """Of its samples."""
-        ...
+__all__ = ["Measured", "Place"]
 
 
 @dataclass(frozen=True, kw_only=True)

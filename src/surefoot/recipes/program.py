@@ -20,9 +20,11 @@ from surefoot.guard import MemoryWatch
 from surefoot.guard.halved_step import step_in_halves
 from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
+from surefoot.recipes.feed import Feed
 from surefoot.recipes.hardware import Amp, device_memory_mb
 from surefoot.recipes.learner import Learner
-from surefoot.recipes.parts import Feed, Measured, Place, RunSettings
+from surefoot.recipes.length import Length
+from surefoot.recipes.parts import Measured, Place
 from surefoot.recipes.progress import EpochBar, EpochSummary, clock
 from surefoot.recipes.run_folder import (
     AUTO,
@@ -33,6 +35,7 @@ from surefoot.recipes.run_folder import (
     run_folder_of,
     to_resume,
 )
+from surefoot.recipes.run_options import RunOptions
 from surefoot.recipes.session import Bystander, Saving, Session, find_checkpoint
 from surefoot.recipes.settings import Settings
 from surefoot.records import StepRecord, Verdict
@@ -52,11 +55,12 @@ class Program(ABC, Generic[Learns, Batch]):
     """What micro-batches are called."""
     learner: Learns
     feed: Feed[Batch]
+    plan: Length
     folder: Path
     session: Session | Bystander
 
     def __init__(
-        self, settings: Settings, run: RunSettings, place: Place, stream: TextIO, stop: Interruption
+        self, settings: Settings, run: RunOptions, place: Place, stream: TextIO, stop: Interruption
     ) -> None:
         self.settings, self._run, self._stop = settings, run, stop
         self.ranks, self.stream = place.ranks, place.ranks.stream(stream)
@@ -72,15 +76,6 @@ class Program(ABC, Generic[Learns, Batch]):
         self._halves: Halves | None = None
 
     # -- what a recipe says ------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def epochs(self) -> int:
-        """How many there are."""
-
-    @abstractmethod
-    def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of an epoch."""
 
     @abstractmethod
     def headline(self) -> list[str]:
@@ -114,7 +109,7 @@ class Program(ABC, Generic[Learns, Batch]):
         """From the first epoch, or from where it was cut short, to the last."""
         with self.open():
             self.stop_if_asked()
-            for epoch in range(self.finished_epochs, self.epochs):
+            for epoch in range(self.finished_epochs, self.plan.epochs):
                 self.train_epoch(epoch)
                 with self.session.stalls.paused():
                     self.end_epoch(epoch)
@@ -122,13 +117,15 @@ class Program(ABC, Generic[Learns, Batch]):
     def train_epoch(self, epoch: int) -> None:
         """Every micro-batch of the epoch that it has not had."""
         self.begin_epoch(epoch)
-        count = self.feed.begin(epoch, self.steps_in(epoch))
+        count = self.feed.begin(epoch, self.plan.steps_in(epoch))
         if not count:
             return  # it was saved after its last step
         batches = self._tried(self.feed.batches(count))
         learner, guard = self.learner, self.learner.guard
         halves = self._halves = self._halves or self.halves(self._halved)
-        bar = EpochBar(title=f"Epoch {epoch + 1}/{self.epochs}", total=count, stream=self.stream)
+        bar = EpochBar(
+            title=f"Epoch {epoch + 1}/{self.plan.epochs}", total=count, stream=self.stream
+        )
         summary = EpochSummary(learner.group_names)
         learner.model.train()
         for batch in guard.batches(batches):
@@ -174,7 +171,7 @@ class Program(ABC, Generic[Learns, Batch]):
             CheckpointError: what the run has come to could not be saved.
         """
         done = epoch + 1
-        last, better, measured = done == self.epochs, False, None
+        last, better, measured = done == self.plan.epochs, False, None
         if last or done % self._run.val_interval == 0:
             measured = self._measure(done)
         if measured is not None:
@@ -310,10 +307,10 @@ class Program(ABC, Generic[Learns, Batch]):
     def _go_on_from(self, found: Checkpoint) -> None:
         state = found.load_state()
         self.finished_epochs, self.best = state["epoch"], state["best"]
-        if self.finished_epochs >= self.epochs and self._run.resume != AUTO:
+        if self.finished_epochs >= self.plan.epochs and self._run.resume != AUTO:
             raise ConfigError(
                 f"--resume {self._run.resume}: its {self.finished_epochs} epochs are done, and "
-                f"--epochs (or --max-steps) asks for {self.epochs}. Raise it to train on."
+                f"--epochs (or --max-steps) asks for {self.plan.epochs}. Raise it to train on."
             )
         learner = self.learner
         learner.load_weights(found.load_weights("model"))

@@ -10,17 +10,12 @@ share no seed. The demo goes through the same :func:`~surefoot.recipes.camouflag
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from surefoot.data.camouflage import ProceduralCamouflage
-from surefoot.errors import ConfigError
 from surefoot.recipes.camouflage.config import CamouflageConfig
 from surefoot.recipes.camouflage.evaluate import EvalConfig, Evaluated, evaluate_items
 from surefoot.recipes.camouflage.options import (
@@ -33,12 +28,11 @@ from surefoot.recipes.camouflage.options import (
 from surefoot.recipes.camouflage.segmenter import Segmenter
 from surefoot.recipes.camouflage.sources import Sources
 from surefoot.recipes.camouflage.train import train
+from surefoot.recipes.demo import begin_demo
 from surefoot.recipes.progress import clock
 from surefoot.recipes.settings import need
 
 __all__ = ["CamouflageDemo", "run_camouflage_demo"]
-
-_MARK = "demo.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +109,7 @@ def run_camouflage_demo(config: CamouflageDemo, *, stream: TextIO | None = None)
         ConfigError: ``config.out`` holds something that is no earlier demo.
     """
     out = stream or sys.stdout
-    _clear(config.out)
-    # One core is the worker's, which draws the images.
-    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) - 1)))
+    begin_demo(config.out, command="surefoot demo camouflage")
     settings = config.train_config()
     made = ProceduralCamouflage(
         length=settings.data.procedural, size=config.size, seed=config.seed, fresh=True
@@ -126,7 +118,6 @@ def run_camouflage_demo(config: CamouflageDemo, *, stream: TextIO | None = None)
         length=40, size=config.size, seed=config.seed, split="validation"
     )
     outcome = train(settings, Sources(made, validation), stream=out)
-    (config.out / _MARK).write_text(json.dumps({"seed": config.seed}), encoding="utf-8")
     seen = ProceduralCamouflage(length=300, size=config.size, seed=config.seed)
     asked = EvalConfig(checkpoint=config.out, images=config.out, masks=config.out, out=config.out)
     evaluated = evaluate_items(
@@ -143,13 +134,3 @@ def run_camouflage_demo(config: CamouflageDemo, *, stream: TextIO | None = None)
         f"{config.out / 'held-out.png'}\n"
     )
     return evaluated
-
-
-def _clear(folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / _MARK).exists():
-        raise ConfigError(
-            f"--out {folder}: is not empty and holds no earlier demo; choose another folder."
-        )
-    shutil.rmtree(folder)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
 from surefoot.errors import ConfigError
-from surefoot.recipes.run_folder import AUTO
+from surefoot.recipes.run_options import RunOptions as CommonRunOptions
 from surefoot.recipes.settings import need, need_finite
 
 __all__ = [
@@ -199,52 +199,14 @@ class HardwareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(CommonRunOptions):
     """Length, folder and start of the run."""
+
+    AT_LEAST_ZERO: ClassVar[tuple[str, ...]] = ("stage1_epochs", *CommonRunOptions.AT_LEAST_ZERO)
 
     epochs: int = 120
     """Epochs of both stages."""
     stage1_epochs: int = 30
     """The first of them, in which the backbone is frozen, its BatchNorm too."""
-    max_steps: int = 0
-    """End after so many optimizer steps, and let the schedule end there; 0 = after --epochs."""
-    checkpoint: Path | None = None
-    """Start from the weights of this checkpoint; nothing else of it is used."""
-    resume: Annotated[Path | None, arg(aliases=["--resume-from"])] = None
-    """Go on with this run, from any step of any stage: its folder, or one of its checkpoints.
-    Settings that are not given again are the run's own. auto: the run in --save-dir where it has
-    saved anything, else start it."""
-    save_dir: Annotated[Path | None, arg(aliases=["--checkpoint-dir"])] = None
-    """Run folder for settings, journal and checkpoints; runs/camouflage-<date>-<time> where it is
-    not given."""
-    save_interval: int = 1
-    """Epochs between checkpoints; the last epoch and a new best are saved anyway, and an epoch's
-    middle whenever the last one is ten minutes old."""
-    save_steps: int = 0
-    """Optimizer steps between checkpoints within an epoch, beside those; 0 = none."""
-    keep_last: int = 3
-    """Newest checkpoints that are kept, beside the best."""
-    keep_every: int = 0
-    """Steps between checkpoints that are kept for good; 0 = none are."""
-    save_in_background: bool = False
-    """Write checkpoints in a thread while the training goes on."""
-    val_interval: int = 1
-    """Epochs between validations; the last epoch is validated anyway."""
     seed: int = 42
     """Start of every random sequence."""
-    debug_mode: Annotated[bool, arg(aliases=["--debug"])] = False
-    """Name the operation that made a NaN (slow), and show where an error was raised."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "save_interval", "val_interval", "keep_last"):
-            value = getattr(self, name)
-            need(value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
-        for name in ("stage1_epochs", "max_steps", "save_steps", "keep_every"):
-            value = getattr(self, name)
-            need(value >= 0, f"--{name.replace('_', '-')}", value, ">= 0")
-        need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
-        if self.resume not in (None, AUTO) and self.checkpoint is not None:
-            raise ConfigError(
-                "--resume and --checkpoint together: --resume takes weights and everything else "
-                "from its run, --checkpoint the weights alone; leave one out."
-            )

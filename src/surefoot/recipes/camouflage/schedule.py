@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from surefoot.recipes.camouflage.config import CamouflageConfig
+from surefoot.recipes.length import Length
 
 __all__ = ["Plan"]
 
@@ -21,7 +22,7 @@ _COSINE_END = 0.01
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Length):
     """How long a run is, and what its learning rates do.
 
     >>> plan = Plan(steps_per_epoch=10, total_steps=40, first_steps=20, second_peak=0.5)
@@ -29,8 +30,6 @@ class Plan:
     [0.04, 0.987, 0.0, 0.02, 0.494, 0.0]
     """
 
-    steps_per_epoch: int
-    total_steps: int
     first_steps: int
     """Optimizer steps of stage 1."""
     second_peak: float = 0.5
@@ -53,15 +52,6 @@ class Plan:
             warmup_steps=round(options.warmup_epochs * per_epoch),
             scheduler=options.scheduler,
         )
-
-    @property
-    def epochs(self) -> int:
-        """Epochs, the last of which may be cut short."""
-        return math.ceil(self.total_steps / self.steps_per_epoch)
-
-    def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of epoch ``epoch``, from 0."""
-        return min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
 
     def stage(self, epoch: int) -> int:
         """1 while the backbone is frozen, then 2."""

@@ -105,29 +105,20 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
         self.config, self._sources = config, sources
         seed_everything(config.run.seed)
         self.feed = CamouflageFeed(config, sources.training, device)
-        self.plan = Plan.of(config, len(self.feed.order))
-        self.learner = CamouflageLearner(config, self.plan, device, amp, ranks)
+        self.plan = plan = Plan.of(config, len(self.feed.order))
+        self.learner = CamouflageLearner(config, plan, device, amp, ranks)
         ranks.seed(config.run.seed)
         self._stage = self._told = 0
-
-    @property
-    def epochs(self) -> int:
-        """See :class:`Program`."""
-        return self.plan.epochs
-
-    def steps_in(self, epoch: int) -> int:
-        """See :class:`Program`."""
-        return self.plan.steps_in(epoch)
 
     def headline(self) -> list[str]:
         """See :class:`Program`."""
         count = sum(p.numel() for p in self.learner.model.parameters())
-        report = self._sources.report
+        report, plan = self._sources.report, self.learner.plan
         return [
             *([] if report is None else str(report).splitlines()),
             f"Camouflage, {self.config.model.backbone}, {count / 1e6:.2f} M parameters, on "
-            f"{self.device} in {self.amp or 'fp32'} ({self._why}): {self.epochs} epochs, "
-            f"{self.plan.total_steps} optimizer steps ({self.plan.first_steps} of stage 1) on "
+            f"{self.device} in {self.amp or 'fp32'} ({self._why}): {plan.epochs} epochs, "
+            f"{plan.total_steps} optimizer steps ({plan.first_steps} of stage 1) on "
             f"{len(self._sources.training)} images, into {self.folder}",
         ]
 

@@ -14,6 +14,7 @@ from surefoot.models import DinoSupport, DinoSupportConfig, RefDet, RefDetConfig
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.learner import Learner as Guarded
 from surefoot.recipes.learner import Steps
+from surefoot.recipes.length import Length
 from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.criterion import RefDetCriterion, RefDetLossConfig
@@ -84,11 +85,9 @@ def parameter_groups(model: RefDet, options: OptimizerOptions) -> list[dict[str,
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long a run is, in optimizer steps."""
+class Plan(Length):
+    """How long a run is, and how long it warms up."""
 
-    steps_per_epoch: int
-    total_steps: int
     warmup_steps: int
 
     @classmethod
@@ -98,15 +97,6 @@ class Plan:
         total = config.run.max_steps or per_epoch * config.run.epochs
         warmup = round(config.optimizer.warmup_epochs * per_epoch)
         return cls(per_epoch, total, min(warmup, total // 2))
-
-    @property
-    def epochs(self) -> int:
-        """Epochs, the last of which may be cut short."""
-        return math.ceil(self.total_steps / self.steps_per_epoch)
-
-    def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of epoch ``epoch``, from 0."""
-        return min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
 
 
 def warmup_cosine(plan: Plan) -> Callable[[int], float]:

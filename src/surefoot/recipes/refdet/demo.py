@@ -9,21 +9,18 @@ as ``surefoot train refdet``; only its scenes are drawn instead of decoded.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from surefoot.data import AeroEyes, SceneConfig, SceneEpisodes, write_aeroeyes
 from surefoot.errors import ConfigError
 from surefoot.metrics import bootstrap_interval
+from surefoot.recipes.demo import begin_demo
 from surefoot.recipes.progress import clock
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.options import (
@@ -41,8 +38,6 @@ from surefoot.recipes.refdet.train import Outcome, train
 from surefoot.recipes.refdet.validate import Evaluation, Measured
 
 __all__ = ["DemoConfig", "run_demo"]
-
-_MARK = "demo.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +108,7 @@ def run_demo(config: DemoConfig, *, stream: TextIO | None = None) -> Outcome:
         ConfigError: ``config.out`` holds something that is no earlier demo.
     """
     out = stream or sys.stdout
-    _clear(config.out)
-    # One core is the worker's, which draws the scenes: threads that share cores wait for each other
-    # at every layer, and the step takes ten times as long.
-    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) - 1)))
+    begin_demo(config.out, command="surefoot demo refdet")
     sources = _make_sources(config)
     outcome = train(config.train_config(), sources, stream=out)
     assert outcome.evaluation is not None
@@ -125,17 +117,6 @@ def run_demo(config: DemoConfig, *, stream: TextIO | None = None) -> Outcome:
     said = draw_run(config.out, outcome.detector, sources.held_out.videos, outcome.evaluation)
     out.write("\n".join([f"run folder: {config.out}, {clock(outcome.seconds)}", *said]) + "\n")
     return outcome
-
-
-def _clear(out: Path) -> None:
-    """Make way for the demo: only what an earlier one left is removed."""
-    if out.exists() and not (out / _MARK).is_file() and any(out.iterdir()):
-        raise ConfigError(
-            f"--out {out}: holds something that is no earlier demo. Name a new folder."
-        )
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / _MARK).write_text(json.dumps({"command": "surefoot demo refdet"}) + "\n", "utf-8")
 
 
 def _make_sources(config: DemoConfig) -> Sources:

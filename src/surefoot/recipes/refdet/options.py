@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from surefoot.errors import ConfigError
-from surefoot.recipes.run_folder import AUTO
+from surefoot.recipes.run_options import RunOptions as CommonRunOptions
 from surefoot.recipes.settings import need
 
 __all__ = [
@@ -248,43 +248,11 @@ class HardwareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(CommonRunOptions):
     """Length, folder and start of the run."""
 
     stage: int = 2
     """Training stage. 2, episodes with references, is what there is for now."""
-    epochs: int = 100
-    """Epochs; the cosine ends with the last one."""
-    max_steps: int = 0
-    """End after so many optimizer steps, and let the cosine end there; 0 = after --epochs."""
-    checkpoint: Path | None = None
-    """Start from the weights of this checkpoint (of an earlier stage); nothing else of it is
-    used."""
-    resume: Path | None = None
-    """Go on with this run: its folder, or one of its checkpoints. Settings that are not given again
-    are the run's own. auto: the run in --save-dir where it has saved anything, else start it."""
-    save_dir: Annotated[Path | None, arg(aliases=["--checkpoint-dir"])] = None
-    """Run folder for settings, journal and checkpoints; runs/refdet-<date>-<time> where it is not
-    given."""
-    save_interval: int = 1
-    """Epochs between checkpoints; the last epoch and a new best are saved anyway, and an epoch's
-    middle whenever the last one is ten minutes old."""
-    save_steps: int = 0
-    """Optimizer steps between checkpoints within an epoch, beside those; 0 = none."""
-    keep_last: int = 3
-    """Newest checkpoints that are kept, beside the best."""
-    keep_every: int = 0
-    """Steps between checkpoints that are kept for good: the first at or after each multiple; 0 =
-    none are."""
-    save_in_background: bool = False
-    """Write checkpoints in a thread while the training goes on, from a copy in host memory as large
-    as a checkpoint. The last one, and that of a run that is stopped, are waited for."""
-    val_interval: int = 1
-    """Epochs between measurements on the held-out videos; the last epoch is measured anyway."""
-    seed: int = 0
-    """Start of every random sequence."""
-    debug_mode: Annotated[bool, arg(aliases=["--debug"])] = False
-    """Name the operation that made a NaN (slow), and show where an error was raised."""
 
     def __post_init__(self) -> None:
         if self.stage != 2:
@@ -292,22 +260,4 @@ class RunOptions:
                 f"--stage {self.stage}: stage 2 (episodes with references) is what there is for "
                 "now; use --stage 2, with --checkpoint for weights of an earlier stage."
             )
-        for flag, value in (
-            ("--epochs", self.epochs),
-            ("--save-interval", self.save_interval),
-            ("--val-interval", self.val_interval),
-            ("--keep-last", self.keep_last),
-        ):
-            need(value >= 1, flag, value, "at least 1")
-        for flag, value in (
-            ("--max-steps", self.max_steps),
-            ("--save-steps", self.save_steps),
-            ("--keep-every", self.keep_every),
-        ):
-            need(value >= 0, flag, value, ">= 0")
-        need(0 <= self.seed < 2**32, "--seed", self.seed, "from 0 to 2^32 - 1")
-        if self.resume not in (None, AUTO) and self.checkpoint is not None:
-            raise ConfigError(
-                "--resume and --checkpoint together: --resume takes weights and everything else "
-                "from its run, --checkpoint the weights alone; leave one out."
-            )
+        super().__post_init__()

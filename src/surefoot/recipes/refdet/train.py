@@ -91,27 +91,18 @@ class Run(Program[Learner, Episode]):
         self.config, self.sources = config, sources
         seed_everything(config.run.seed)
         self.feed = EpisodeFeed(config, sources.episodes, device)
-        self.plan = Plan.of(config, len(self.feed.order))
-        self.learner = Learner(config, self.plan, device, amp, ranks)
+        self.plan = plan = Plan.of(config, len(self.feed.order))
+        self.learner = Learner(config, plan, device, amp, ranks)
         ranks.seed(config.run.seed)
         self.evaluation: Evaluation | None = None
 
-    @property
-    def epochs(self) -> int:
-        """See :class:`Program`."""
-        return self.plan.epochs
-
-    def steps_in(self, epoch: int) -> int:
-        """See :class:`Program`."""
-        return self.plan.steps_in(epoch)
-
     def headline(self) -> list[str]:
         """See :class:`Program`."""
-        count = sum(p.numel() for p in self.learner.model.parameters())
+        count, plan = sum(p.numel() for p in self.learner.model.parameters()), self.learner.plan
         return [
             f"RefDet {self.config.model.preset}, {count / 1e6:.2f} M parameters, on {self.device} "
-            f"in {self.amp or 'fp32'} ({self._why}): {self.epochs} epochs, "
-            f"{self.plan.total_steps} optimizer steps ({self.plan.warmup_steps} of warm-up), into "
+            f"in {self.amp or 'fp32'} ({self._why}): {plan.epochs} epochs, "
+            f"{plan.total_steps} optimizer steps ({plan.warmup_steps} of warm-up), into "
             f"{self.folder}"
         ]
 
