@@ -110,7 +110,8 @@ class Surefoot(Column):
             every = run.checkpoint_every
             if every and (self.step % every == 0 or self.store.retry_due):
                 self._save()
-        guard.flush()
+        if (last := guard.flush()) is not None:
+            self.diary.record(last)
         self.diary.event("finished", step=self.step)
         self.diary.close()
         return self.net

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class BufferKeeper:
         self._kept = [b.detach().clone() for b in self._current()]
         self._marks = self._stamp(self._current())
         self._mended: dict[str, Tensor] = {}
+        self._broken: tuple[list[str], Tensor] = [], torch.zeros(0, dtype=torch.bool)
         self._variances = [i for i, n in enumerate(self._names) if n.endswith("running_var")]
         self._judged, self._left_out = 0, torch.zeros((), dtype=torch.int64)
         self.forward_seen = self._hook_seen = False
@@ -103,9 +105,15 @@ class BufferKeeper:
         says on the device which of them had to be put back.
         """
         found, self._mended = self._mended, {}
+        (names, broken), self._broken = self._broken, ([], torch.zeros(0, dtype=torch.bool))
         if not found:
-            return (), torch.zeros(0, dtype=torch.bool)
-        return tuple(found), torch.stack(list(found.values()))
+            return tuple(names), broken
+        return (*found, *names), torch.cat([torch.stack(list(found.values())), broken])
+
+    def mended_here(self) -> tuple[str, ...]:
+        """The same where reading is free: the names of those that were put back."""
+        names, bad = self.mended()
+        return tuple(compress(names, bad.tolist()))
 
     def capture(self) -> None:
         """Copy the buffers that may have moved since the last copy."""
@@ -147,6 +155,9 @@ class BufferKeeper:
     def outlying(self) -> Tensor | None:
         """Whether the last batch was so unlike all others that it has spoilt the running
         statistics, 0-d, on the device; None where nothing could tell.
+
+        Statistics that are not finite are none of its doing: no batch that gave a finite loss has
+        made them so. They count as mended where the copy is finite, and it is to be put back.
         """
         now = self._current()
         places = [i for i in self._variances if _alike(self._kept[i], now[i])]
@@ -156,14 +167,26 @@ class BufferKeeper:
         with torch.no_grad():
             new = torch.stack(torch._foreach_norm([now[i] for i in places]))
             old = torch.stack(torch._foreach_norm([self._kept[i] for i in places]))
-            jumped = ~(new <= _JUMP * old).all()
+            jumped = (torch.isfinite(new) & (new > _JUMP * old)).any()
             self._left_out = torch.where(jumped, self._left_out.to(jumped.device) + 1, 0)
+            self._broken = [self._names[i] for i in places], torch.isfinite(old) & ~new.isfinite()
             return jumped & (self._left_out <= _MOST)
 
+    @property
+    def broken(self) -> Tensor:
+        """Whether :meth:`outlying` met statistics that are not finite, 0-d, on the device."""
+        return self._broken[1].any()
+
     def leave_out(self) -> bool:
-        """Put the copy back if the last batch was outlying; reads the answer."""
+        """Put the copy back if the last batch was outlying, or statistics are not finite; reads the
+        answer, and gives whether it was the batch.
+        """
         outlying = self.outlying()
-        return outlying is not None and bool(outlying) and self.restore()
+        if outlying is None:
+            return False
+        if bool(outlying | self.broken):
+            self.restore()
+        return bool(outlying)
 
     @property
     def copy_is_the_state(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import compress
 
 import torch
 from torch import nn
@@ -212,15 +211,9 @@ class Stepper:
     def _read(self, micro: Accumulation, facts: Facts) -> Facts:
         raw, loss = micro.means()
         scale = 1.0 if self.scale is None else float(self.scale.value)
-        names, bad = self.buffers.mended()
-        return replace(
-            facts,
-            loss=float(loss),
-            raw_terms=raw.tolist(),
-            scale=scale,
-            next_scale=scale,
-            mended=tuple(compress(names, bad.tolist())),
-        )
+        mended = self.buffers.mended_here()
+        facts = replace(facts, loss=float(loss), raw_terms=raw.tolist(), mended=mended)
+        return replace(facts, scale=scale, next_scale=scale)
 
     def _refuse_unmeasured(self, micro: Accumulation, facts: Facts) -> StepRecord:
         self.hand.refuse()
@@ -247,6 +240,7 @@ class Stepper:
             self.shortener.learn(norm, good=True)
             self.hand.apply(measured.gradients, divisor, facts.unit)
             facts = replace(facts, clip_divisor=effective, outlying=self.buffers.leave_out())
+            facts = replace(facts, mended=facts.mended + self.buffers.mended_here())
         else:
             self.hand.refuse()
             facts = replace(
@@ -323,7 +317,8 @@ class Stepper:
             shortened = shortened._replace(effective=shortened.effective * more)
         self.hand.leave_to_device(divisor, unit, bad)
         outlying = self.buffers.outlying()
-        moved = self.buffers.restore(bad if outlying is None else bad | outlying)
+        undo = bad if outlying is None else bad | outlying | self.buffers.broken
+        moved = self.buffers.restore(undo)
         spikes = torch.cat([spikes, (~one.bool() if outlying is None else outlying & ~bad)[None]])
         next_scale = scale
         if self.scale is not None:
