@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from surefoot.losses import (
     WiseIoU,
+    batch_hard_triplet,
     binary_cross_entropy,
     box_iou_aligned,
+    contrastive_proposals,
     distribution_focal_loss,
     focal_loss,
     iou_loss,
@@ -121,4 +123,18 @@ EVERY_LOSS = {
         lambda x, p: prototype_contrastive(x, p, LABELS),
         lambda: (torch.randn(6, 32), torch.randn(3, 32)),
     ),
+    "contrastive_proposals": (
+        lambda x: contrastive_proposals(x, LABELS, torch.linspace(1.0, 0.5, 6)),
+        lambda: (torch.randn(6, 32),),
+    ),
+    **{
+        f"batch_hard_triplet {distance}{' soft' * soft}": (
+            lambda x, distance=distance, soft=soft: batch_hard_triplet(
+                x, LABELS, distance=distance, soft=soft
+            ),
+            lambda: (torch.randn(6, 32),),
+        )
+        for distance in ("cosine", "euclidean")
+        for soft in (False, True)
+    },
 }

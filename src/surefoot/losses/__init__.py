@@ -13,6 +13,12 @@ from surefoot.losses.numerics import (
     safe_norm,
     unit_vectors,
 )
+from surefoot.losses.proposals import (
+    Proposals,
+    contrastive_proposals,
+    jittered_boxes,
+    roi_features,
+)
 from surefoot.losses.segmentation import (
     SegmentationMaps,
     dice_loss,
@@ -22,25 +28,31 @@ from surefoot.losses.segmentation import (
     uncertainty_loss,
     uncertainty_ramp,
 )
+from surefoot.losses.triplet import batch_hard_triplet
 
 __all__ = [
     "DetectionLoss",
     "DetectionLossConfig",
     "IoUKind",
+    "Proposals",
     "SegmentationMaps",
     "WiseIoU",
+    "batch_hard_triplet",
     "binary_cross_entropy",
     "boundary_weights",
     "box_iou_aligned",
+    "contrastive_proposals",
     "dice_loss",
     "distribution_focal_loss",
     "edge_loss",
     "focal_loss",
     "fp32_island",
     "iou_loss",
+    "jittered_boxes",
     "outline",
     "prototype_contrastive",
     "rescale_above",
+    "roi_features",
     "safe_divide",
     "safe_norm",
     "segmentation_terms",
