@@ -165,3 +165,13 @@ def test_an_error_that_is_not_known_is_not_named(error: str) -> None:
 def test_a_constant_loss_explains_a_scaler_that_finds_nothing(text: str, codes: set[str]) -> None:
     run = log(said("scaler_misuse", 9, text), loss=[0.1] * 20)
     assert {f.code for f in examine(run).findings if f.sick} == codes
+
+
+def test_a_first_loss_that_is_low_by_its_making_is_not_one_that_was_thrown() -> None:
+    """Task-aligned targets are near 0 while nothing overlaps, and so is the first loss."""
+    steps = np.arange(120)
+    loss = noisy(2.0 + 6.0 * np.exp(-steps / 35.0), 0.1)
+    loss[0], loss[3] = 1.1, 13.0
+    assert examine(log(loss=loss)).healthy
+    loss[60:] = noisy(np.full(60, 1.2), 0.02)  # where it began, and there it stays
+    assert one(examine(log(loss=loss)), "SF806") is not None

@@ -96,6 +96,10 @@ def _blown_up(case: Case, course: Course) -> Clue | None:
     usual = float(np.quantile(course.values[course.size // 2 :], 0.95))
     if first <= 0 or peak < 3 * max(first, usual) or not course.end > 0.85 * first:
         return None
+    half = course.values[course.size // 2 :]
+    middle = float(np.median(half[: max(2, half.size // 4)]))
+    if course.end > 1.3 * first and course.end < 0.85 * middle:
+        return None  # a first loss that was low by its making: targets that the network sets itself
     text = f"the first steps threw it from {first:.4g} to {peak:.4g}; it is no better at the end"
     return Clue(Evidence("peak", peak, text), {_LR: 2.2, _STUCK: 0.4})
 
