@@ -95,6 +95,14 @@ class DetectionPrediction(Prediction):
     """A 2, x y in pixels."""
     strides: Tensor
     """A, pixels."""
+    levels: tuple[tuple[int, int, int], ...] = ()
+    """Height and width in cells and stride in pixels of each level, as its points lie in A."""
+    tokens: Tensor | None = None
+    """N T D: what of the photos conditioned the scene."""
+    places: Tensor | None = None
+    """N K G D: the photos place by place, where the fusion reads them so."""
+    scene: Tensor | None = None
+    """B A S: what the fusion read off the scene before it knew an object."""
 
 
 @dataclass(frozen=True)

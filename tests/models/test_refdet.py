@@ -44,14 +44,16 @@ def test_a_prediction_has_the_promised_axes(support: object) -> None:
     images, supports = inputs()
     prediction = RefDet(small(support=support))(images, supports)
     anchors = 8 * 12 + 4 * 6
-    shapes = {name: tuple(value.shape) for name, value in vars(prediction).items()}
-    assert shapes == {
+    tensors = {k: v for k, v in vars(prediction).items() if isinstance(v, torch.Tensor)}
+    assert prediction.levels == ((8, 12, 8), (4, 6, 16))
+    assert {name: tuple(value.shape) for name, value in tensors.items()} == {
         "logits": (2, anchors, 3),
         "objectness": (2, anchors),
         "distribution": (2, anchors, 4, 16),
         "embeddings": (2, anchors, 16),
         "prototypes": (3, 16),
         "shots": (3, 2, 16),
+        "tokens": (3, 2 * 2, 16),
         "anchor_points": (anchors, 2),
         "strides": (anchors,),
     }
@@ -126,8 +128,8 @@ def test_bf16_autocast_agrees_with_float32_and_gives_float32() -> None:
         torch.testing.assert_close(value, getattr(expected, name), atol=0.1, rtol=0.05)
 
 
-def test_conditioning_can_be_left_out() -> None:
-    model, (images, supports) = RefDet(small(conditioning=False)), inputs()
+def test_the_fusion_can_be_left_out() -> None:
+    model, (images, supports) = RefDet(small(fusion="none")), inputs()
     prediction = model(images, supports)
     cosine = prediction.embeddings @ prediction.prototypes.mT
     torch.testing.assert_close(prediction.logits, model.score(cosine, prediction.objectness))

@@ -1,4 +1,4 @@
-"""Models: YOLOv8's backbone and neck, support encoders, RefDet, and its target assignment."""
+"""Models: YOLOv8's backbone and neck, support encoders, fusions, RefDet, target assignment."""
 
 from surefoot.models.assign import AssignConfig, Assignment, assign
 from surefoot.models.blocks import C2f, ConvBnAct, Sppf
@@ -11,13 +11,17 @@ from surefoot.models.decode import (
     encode_boxes,
 )
 from surefoot.models.dino import DinoSupport, DinoSupportConfig
-from surefoot.models.fusion import TokenConditioning
+from surefoot.models.fusion import Fusion, Levels, TokenConditioning
+from surefoot.models.fusion_cheaf import CrossScaleAttention
+from surefoot.models.fusion_psalm import PyramidAttention
 from surefoot.models.heads import DetectionHead, PrototypeScore, StandardHead
-from surefoot.models.refdet import RefDet, RefDetConfig
+from surefoot.models.refdet import RefDet
+from surefoot.models.refdet_config import FusionName, ModeName, RefDetConfig
 from surefoot.models.support import (
     BackboneSupport,
     BackboneSupportConfig,
     References,
+    SupportPlaces,
     SupportPool,
 )
 from surefoot.models.task_aligned import (
@@ -27,6 +31,7 @@ from surefoot.models.task_aligned import (
     positive_points,
     task_aligned,
 )
+from surefoot.models.transfer import Transferred, transfer
 from surefoot.models.yolov8 import (
     Scale,
     StandardPrediction,
@@ -44,12 +49,18 @@ __all__ = [
     "BackboneSupportConfig",
     "C2f",
     "ConvBnAct",
+    "CrossScaleAttention",
     "DetectionHead",
     "Detections",
     "DinoSupport",
     "DinoSupportConfig",
+    "Fusion",
+    "FusionName",
+    "Levels",
+    "ModeName",
     "PositivePoints",
     "PrototypeScore",
+    "PyramidAttention",
     "RefDet",
     "RefDetConfig",
     "References",
@@ -57,10 +68,12 @@ __all__ = [
     "Sppf",
     "StandardHead",
     "StandardPrediction",
+    "SupportPlaces",
     "SupportPool",
     "TaskAligned",
     "TaskAlignedConfig",
     "TokenConditioning",
+    "Transferred",
     "YoloV8",
     "YoloV8Config",
     "YoloV8Detector",
@@ -75,4 +88,5 @@ __all__ = [
     "positive_points",
     "read_state_dict",
     "task_aligned",
+    "transfer",
 ]

@@ -61,15 +61,16 @@ class DinoSupport(nn.Module):
         super().__init__()
         self.config = config or DinoSupportConfig()
         self.encoder = _load_timm(self.config)
-        self.patch = int(self.encoder.patch_embed.patch_size[0])
+        self.patch = self.cell = int(self.encoder.patch_embed.patch_size[0])
         self.channels = int(self.encoder.num_features)
         stated: Mapping[str, Any] = self.encoder.pretrained_cfg or {}
         for name, fallback in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             value = torch.tensor(stated.get(name, fallback)).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self._freeze()
+        self.freeze_blocks()
 
-    def _freeze(self) -> None:
+    def freeze_blocks(self) -> None:
+        """Takes the gradient off what the configuration freezes."""
         blocks, frozen = self.encoder.blocks, self.config.frozen_blocks
         if frozen > len(blocks):
             raise ConfigError(
