@@ -48,14 +48,29 @@ VERBS = (
         "surefoot.cli.demo_camouflage",
     ),
     Verb(
+        ("eval", "refdet"),
+        "measure a trained detector on whole videos, with right, wrong and empty references",
+        "surefoot.cli.eval_refdet",
+    ),
+    Verb(
         ("eval", "camouflage"),
         "score a trained segmenter on test sets, beside predictions that took no training",
         "surefoot.cli.eval_camouflage",
     ),
     Verb(
+        ("predict", "refdet"),
+        "find the objects of a few photos in a video; draw their boxes into it",
+        "surefoot.cli.predict_refdet",
+    ),
+    Verb(
         ("predict", "camouflage"),
         "segment pictures: masks, overlays, both side by side",
         "surefoot.cli.predict_camouflage",
+    ),
+    Verb(
+        ("export", "refdet"),
+        "write a trained detector as ONNX, references as inputs, compared with the original",
+        "surefoot.cli.export_refdet",
     ),
     Verb(
         ("export", "camouflage"),
