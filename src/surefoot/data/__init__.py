@@ -1,6 +1,7 @@
 """Where samples come from, and a loader that survives them."""
 
 from surefoot.data.episodes import Episodes, images_to_tensor
+from surefoot.data.mixed import MixedEpisodes
 from surefoot.data.quarantine import (
     DataIncident,
     Limit,
@@ -17,7 +18,9 @@ from surefoot.data.vision import (
     DetectionBatch,
     DetectionDataset,
     EpisodeConfig,
+    FrameStore,
     Letterbox,
+    MemoryForecast,
     Scene,
     SceneConfig,
     SceneEpisodes,
@@ -29,6 +32,7 @@ from surefoot.data.vision import (
     augment,
     collate_detection,
     letterbox,
+    predicted_memory,
     read_coco,
     read_yolo,
     write_aeroeyes,
@@ -45,8 +49,11 @@ __all__ = [
     "DetectionDataset",
     "EpisodeConfig",
     "Episodes",
+    "FrameStore",
     "Letterbox",
     "Limit",
+    "MemoryForecast",
+    "MixedEpisodes",
     "SafeLoader",
     "Scene",
     "SceneConfig",
@@ -62,6 +69,7 @@ __all__ = [
     "images_to_tensor",
     "label_range",
     "letterbox",
+    "predicted_memory",
     "read_coco",
     "read_yolo",
     "write_aeroeyes",

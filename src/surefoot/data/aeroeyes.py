@@ -71,6 +71,11 @@ class Video:
         return f"Video({self.id!r}, {self.frame_count} frames of {width}x{height})"
 
     @property
+    def path(self) -> Path:
+        """The video's file, or the folder of its frames."""
+        return self._source.path
+
+    @property
     def category(self) -> str:
         """The name up to its last underscore."""
         return self.id.rpartition("_")[0] or self.id
@@ -116,6 +121,14 @@ class Video:
                 )
         return self._frames(indices)
 
+    def decode(self, indices: Iterable[int]) -> Iterator[Picture]:
+        """Frames that the video has, in the order asked for, past the cache.
+
+        Raises:
+            DataError: a frame cannot be decoded.
+        """
+        return self._source.read(indices)
+
     def _frames(self, indices: Sequence[int]) -> Iterator[Picture]:
         # The source takes an index from the queue when it is asked for a picture: what the cache
         # holds is never decoded, and what it drops meanwhile is.
@@ -158,6 +171,12 @@ class AeroEyes:
 
     def __repr__(self) -> str:
         return f"AeroEyes({str(self.root)!r}, {len(self.videos)} videos)"
+
+    @property
+    def cache_bytes(self) -> int:
+        """Budget of decoded frames that each process may hold in memory."""
+        caches = {id(video._cache): video._cache.budget for video in self.videos}
+        return sum(caches.values())
 
     @classmethod
     def open(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from surefoot.data.aeroeyes import AeroEyes, Video
 from surefoot.data.cache import ByteCache
 from surefoot.data.episodes import MIN_VISIBLE, Episodes, images_to_tensor
-from surefoot.data.transforms import Augmentation, augment, letterbox
+from surefoot.data.frame_store import FrameStore
+from surefoot.data.transforms import Augmentation, Letterbox, augment, letterbox
 from surefoot.errors import ConfigError
 from surefoot.shapes import Episode
 
@@ -97,13 +99,26 @@ class VideoEpisodes(Episodes):
     ``augment`` is set. Of a box that augmentation cuts, ``ignore`` is set when less than 35 % of it
     is left, and nothing remains of it below 2 %.
 
+    Args:
+        dataset: the videos.
+        config: how they are drawn from.
+        store: decoded frames on disk, of ``image_size``; what it does not keep, and everything
+            where it is not given, is decoded from the videos.
+
     Raises:
-        ConfigError: the data set has fewer videos than ``n_way``.
+        ConfigError: the data set has fewer videos than ``n_way``, or the store another size.
     """
 
-    def __init__(self, dataset: AeroEyes, config: EpisodeConfig) -> None:
+    def __init__(
+        self, dataset: AeroEyes, config: EpisodeConfig, *, store: FrameStore | None = None
+    ) -> None:
         super().__init__(episodes=config.episodes, seed=config.seed)
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.store = dataset, config, store
+        if store is not None and store.size != config.image_size:
+            raise ConfigError(
+                f"image_size is {config.image_size}, but the store keeps frames of {store.size}; "
+                "build it with the size that is trained on."
+            )
         if len(dataset.videos) < config.n_way:
             raise ConfigError(
                 f"n_way is {config.n_way}, but {dataset.root} has {len(dataset.videos)} videos, "
@@ -114,6 +129,11 @@ class VideoEpisodes(Episodes):
             self._categories[video.category].append(video)
         self._absent = {v.id: _empty_frames(v, config.guard_band) for v in dataset.videos}
         self._photos = ByteCache[Picture](_REFERENCE_CACHE_MB, size=attrgetter("nbytes"))
+
+    @property
+    def photo_cache_bytes(self) -> int:
+        """Budget of reference photos that each process may hold in memory."""
+        return self._photos.budget
 
     def _episode(self, random: np.random.Generator, name: str) -> Episode:
         videos = self._draw_videos(random)
@@ -143,11 +163,20 @@ class VideoEpisodes(Episodes):
 
     def _queries(self, random: np.random.Generator, video: Video) -> list[_Query]:
         frames = self._draw_frames(random, video)
-        pictures = video.frames(frames)
+        squares = self._squares(video, frames)
         return [
-            self._query(random, video, frame, picture)
-            for frame, picture in zip(frames, pictures, strict=True)
+            self._query(random, video, frame, square)
+            for frame, square in zip(frames, squares, strict=True)
         ]
+
+    def _squares(self, video: Video, frames: list[int]) -> Iterator[tuple[Picture, Letterbox]]:
+        """The frames, letterboxed: from the store, or from the video in one pass."""
+        store = self.store
+        kept = [store.read(video.id, frame) if store else None for frame in frames]
+        missing = [frame for frame, square in zip(frames, kept, strict=True) if square is None]
+        decoded = video.frames(missing)
+        for square in kept:
+            yield square or letterbox(next(decoded), self.config.image_size)
 
     def _draw_frames(self, random: np.random.Generator, video: Video) -> list[int]:
         """Frames in ascending order, which is the order they decode fastest in."""
@@ -160,9 +189,13 @@ class VideoEpisodes(Episodes):
         return sorted([*shown, *_draw(random, absent, empty)])
 
     def _query(
-        self, random: np.random.Generator, video: Video, frame: int, picture: Picture
+        self,
+        random: np.random.Generator,
+        video: Video,
+        frame: int,
+        square: tuple[Picture, Letterbox],
     ) -> _Query:
-        image, place = letterbox(picture, self.config.image_size)
+        image, place = square
         boxes = place.apply(video.boxes.get(frame, _NO_BOXES))
         left = np.ones(len(boxes), dtype=np.float32)
         if self.config.augment:

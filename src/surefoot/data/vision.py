@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         DetectionDataset,
         collate_detection,
     )
+    from surefoot.data.forecast import MemoryForecast, predicted_memory
+    from surefoot.data.frame_store import FrameStore
     from surefoot.data.synthetic import Scene, Split, SyntheticScenes
     from surefoot.data.synthetic_episodes import SceneConfig, SceneEpisodes
     from surefoot.data.synthetic_objects import HELD_OUT_SHAPES, SHAPES
@@ -38,7 +40,9 @@ __all__ = [
     "DetectionBatch",
     "DetectionDataset",
     "EpisodeConfig",
+    "FrameStore",
     "Letterbox",
+    "MemoryForecast",
     "Scene",
     "SceneConfig",
     "SceneEpisodes",
@@ -50,6 +54,7 @@ __all__ = [
     "augment",
     "collate_detection",
     "letterbox",
+    "predicted_memory",
     "read_coco",
     "read_yolo",
     "write_aeroeyes",
@@ -64,7 +69,9 @@ _HOME = {
     "DetectionBatch": "detection",
     "DetectionDataset": "detection",
     "EpisodeConfig": "video_episodes",
+    "FrameStore": "frame_store",
     "Letterbox": "transforms",
+    "MemoryForecast": "forecast",
     "Scene": "synthetic",
     "SceneConfig": "synthetic_episodes",
     "SceneEpisodes": "synthetic_episodes",
@@ -76,6 +83,7 @@ _HOME = {
     "augment": "transforms",
     "collate_detection": "detection",
     "letterbox": "transforms",
+    "predicted_memory": "forecast",
     "read_coco": "coco",
     "read_yolo": "yolo_format",
     "write_aeroeyes": "synthetic_video",
