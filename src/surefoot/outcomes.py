@@ -56,6 +56,10 @@ class Event(Sentence):
         "silent_parameter",
         "parameters of the optimizer have had no gradient for many steps: frozen by mistake?",
     )
+    SILENT_TERM = (
+        "silent_term",
+        "a term of the loss has had no gradient in any of the first steps: it teaches nothing",
+    )
     DIVERGED = (
         "diverged",
         "the loss has left its valley: it stayed far above what it was, or crept away",

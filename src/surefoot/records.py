@@ -95,6 +95,13 @@ class StepRecord:
         """The parameters that have had no gradient for many steps, where that is the event."""
         return tuple(c.name for c in self.culprits if c.norm == 0.0)
 
+    @property
+    def silent_terms(self) -> tuple[str, ...]:
+        """The terms that have had no gradient since the first step, where that is the event."""
+        if Event.SILENT_TERM not in self.events:
+            return ()
+        return tuple(t.name for t in self.terms if t.weight != 0.0 and t.grad_norm == 0.0)
+
     def __str__(self) -> str:
         line = f"step {self.step}: {self.verdict}"
         if self.cause is not Cause.NONE:
@@ -113,6 +120,8 @@ class StepRecord:
             line += "; " + "; ".join(str(e) for e in self.events if "rol" in e.value)
         if Event.SILENT_PARAMETER in self.events:
             line += f"; no gradient for many steps in {_some(self.silent)}"
+        if self.silent_terms:
+            line += f"; no gradient so far from {_some(self.silent_terms)}"
         return line
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from guard.conftest import batch, loss_of, net
 from surefoot.errors import TrainingDiverged, UsageError
 from surefoot.guard import Guard, Policy
 from surefoot.records import Cause, Event, StepRecord
+from surefoot.shapes import LossTerms
 from surefoot.testing import State
 
 both = pytest.mark.parametrize("decide", ["host", "device"])
@@ -139,3 +142,40 @@ def test_a_rate_of_zero_is_told_but_not_that_of_a_warm_ups_first_step(decide):
         optimizer.param_groups[0]["lr"] = rate
         told.append(Event.ZERO_RATE in guard.step(loss_of(model, *batch(step))).events)
     assert told == [False, False, False, True, False]
+
+
+@both
+def test_a_term_that_teaches_nothing_is_named_at_the_tenth_step(decide):
+    model, _, guard = start(decide)
+    told: list[StepRecord] = []
+    for step in range(20):
+        loss = loss_of(model, *batch(step))
+        terms = LossTerms(
+            {
+                "main": loss,
+                "detached": loss.detach() * 2,
+                "off": loss.detach(),
+                "late": loss * float(step >= 4),
+            },
+            {"off": 0.0},
+        )
+        told.append(guard.step(terms))
+    where = [record for record in told if Event.SILENT_TERM in record.events]
+    assert [record.step for record in where] == [9]
+    assert where[0].silent_terms == ("detached",)
+    assert str(where[0]) == "step 9: the optimizer stepped; no gradient so far from detached"
+    assert StepRecord.from_dict(where[0].to_dict()).silent_terms == ("detached",)
+
+
+@both
+def test_terms_that_all_have_a_gradient_are_looked_at_once(decide):
+    model, _, guard = start(decide)
+    looked = []
+    for step in range(15):
+        loss = loss_of(model, *batch(step))
+        record = guard.step(LossTerms({"a": loss, "b": loss.square()}, {}))
+        looked.append(not math.isnan(record.terms[0].grad_norm))
+        assert Event.SILENT_TERM not in record.events
+    # On a device the first answer is there when the second step has begun.
+    assert looked[0]
+    assert sum(looked) <= 2

@@ -26,12 +26,14 @@ from surefoot.guard.policy import Policy
 from surefoot.guard.ranks import agree, tell_all
 from surefoot.guard.rerun import CAN_HAPPEN, left_alone
 from surefoot.guard.terms import finite_alone, term_gradients, with_gradients
-from surefoot.records import Cause, ForwardFault, Origin, StepRecord
+from surefoot.records import Cause, Event, ForwardFault, Origin, StepRecord
 from surefoot.shapes import LossTerms
 
 __all__ = ["Inspector"]
 
 _MOST_SAMPLES = 16
+_FIRST = 10
+"""Steps in which every term of the loss has to have had a gradient once."""
 _NOTHING_TO_SEE = (Cause.STALE, Cause.NO_GRADIENT)
 _FINITE = (Cause.SPIKE, Cause.NORM_OVERFLOW)
 _Gradients = list[tuple[float, float]]
@@ -79,6 +81,7 @@ class Inspector:
         self._cases: dict[int, _Case] = {}
         self._open = _Case([])
         self._samples_fail = False
+        self._unheard: set[str] | None = None
         self._failures: FailureStore | None = None
 
     # -- while a window is open -------------------------------------------------------------------
@@ -109,10 +112,15 @@ class Inspector:
     def sample(self, terms: LossTerms, step: int, scale: Tensor | float) -> None:
         """In a healthy step, now and then: how long each term's gradient is, and where it points.
 
-        The graph is still needed for the step's own backward pass and stays alive.
+        In the first steps as well, until each term has had one: most often that is once. The graph
+        is still needed for the step's own backward pass and stays alive.
         """
+        if self._unheard is None:
+            weighed = (name for name in terms.names if terms.weight(name) != 0.0)
+            self._unheard = set(weighed if step < _FIRST else ())
         every = self._policy.term_gradients_every
-        due = every and step and step % every == 0
+        unheard = step < _FIRST and self._unheard
+        due = every and (unheard or (step and step % every == 0))
         if not due or len(terms.names) < 2 or self._sharded or self._samples_fail:
             return
         try:
@@ -140,6 +148,11 @@ class Inspector:
             flat = case.sampled.read()
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             record.__dict__["terms"] = with_gradients(record.terms, pairs)
+            if self._unheard:
+                self._unheard -= {term.name for term in record.terms if term.grad_norm != 0.0}
+                if self._unheard and record.step >= _FIRST - 1:
+                    record.__dict__["events"] = (*record.events, Event.SILENT_TERM)
+                    self._unheard = set()
         return record
 
     def inspect(self, record: StepRecord) -> StepRecord:

@@ -81,7 +81,8 @@ class Policy:
     whose number is a power of two; 0: none, and nothing is kept for it."""
     term_gradients_every: int = 500
     """Steps between two looks at the gradient of each loss term alone, which cost one backward pass
-    more than there are terms; 0: only when a step was refused."""
+    more than there are terms; in the first ten steps one is taken until every term has had a
+    gradient. 0: only when a step was refused."""
     initial_scale: float = 2.0**16
     """First loss scale (fp16 only)."""
     growth_factor: float = 2.0
