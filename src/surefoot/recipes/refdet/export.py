@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,16 +193,19 @@ def _to_onnx(
     metadata: Mapping[str, str],
 ) -> None:
     try:
-        program: Any = torch.onnx.export(
-            network,
-            example,
-            input_names=names[0],
-            output_names=names[1],
-            dynamic_shapes=dict(shapes),
-            opset_version=_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # Axes of equal length are given one name here, which is not worth a warning.
+            warnings.filterwarnings("ignore", message="# The axis name: ")
+            program: Any = torch.onnx.export(
+                network,
+                example,
+                input_names=names[0],
+                output_names=names[1],
+                dynamic_shapes=dict(shapes),
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except ModuleNotFoundError as missing:
         raise ConfigError(
             f"export: {missing.name} is not installed: pip install 'surefoot[export]'."

@@ -158,7 +158,9 @@ def _costs(boxes: Array, gaps: NDArray[np.int64], how: Smoothing) -> Array:
     cost = np.full((len(gaps), count, count), how.switch)
     cost[:, :-1, :-1] = how.jump * _unlikeness(before, after, how.reach)
     cost[:, -1, -1] = 0.0
-    return cost / gaps[:, None, None]
+    cost = cost / gaps[:, None, None]
+    cost[:, -2, -2] = np.inf  # a box between two that were not seen either says nothing
+    return cost
 
 
 def _unlikeness(a: Array, b: Array, reach: float) -> Array:
