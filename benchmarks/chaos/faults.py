@@ -52,7 +52,7 @@ def _numbers(plan: Plan) -> list[Fault]:
             key="2",
             title="one batch with inputs x1e6",
             strike=lambda: [strikes.BadInput([at], times=1e6)],
-            expect=Expect.of(f"{SPIKES_SAID} {_NAN_OR_INF}", near, a_sample),
+            expect=Expect.of(f"{SPIKES_SAID} batch_outlying {_NAN_OR_INF}", near, a_sample),
             text=SPIKES,
         ),
         Fault(
