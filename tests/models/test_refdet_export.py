@@ -56,9 +56,17 @@ def example(model: RefDet, images: int, objects: int, photos: int) -> dict[str, 
 def test_any_number_of_images_and_objects_goes_through_one_graph(
     fusion: FusionName, tmp_path: Path
 ) -> None:
+    strides = (4, 8) if fusion in ("psalm", "cheaf") else (4,)  # the others know no levels
     model = RefDet(
         RefDetConfig(
-            backbone=YoloV8Config(channels=(8, 8, 16), depths=(1, 1), strides=(4, 8)),
+            backbone=YoloV8Config(  # as few nodes as can be: tracing takes its time by the node
+                channels=(8, 8, 8)[: 1 + len(strides)],
+                depths=(0, 0)[: len(strides)],
+                neck_depth=0,
+                strides=strides,
+                sppf=False,
+            ),
+            head_depth=0,
             support=BackboneSupportConfig(stride=4),
             embedding=16,
             fusion=fusion,
@@ -80,6 +88,7 @@ def test_any_number_of_images_and_objects_goes_through_one_graph(
                 dynamic_shapes=axes,
                 dynamo=True,
                 verbose=False,
+                optimize=False,  # a third of the time; the graph says the same
             )
         session = onnxruntime.InferenceSession(
             str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
