@@ -204,6 +204,14 @@ def test_another_video_under_the_name_is_decoded_anew(broken, tmp_path):
     assert not np.array_equal(later.read("Object0_0", 3)[0], before)
 
 
+def test_videos_of_one_name_in_two_data_sets_keep_a_file_each(written, broken, tmp_path):
+    build(written, tmp_path / "store")
+    _, said = build(broken, tmp_path / "store")
+    assert len(said) == VIDEOS
+    _, said = build(written, tmp_path / "store")
+    assert said == []
+
+
 def test_other_boxes_choose_other_frames_where_not_all_fit(broken, tmp_path):
     build(broken, tmp_path, budget_mb=budget(30))
     file = broken / "annotations" / "annotations.json"

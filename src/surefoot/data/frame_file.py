@@ -31,7 +31,7 @@ from surefoot.data.transforms import Letterbox, letterbox
 __all__ = ["Encoding", "FrameFile", "content_of", "encode", "overhead", "write_frame_file"]
 
 Encoding = Literal["raw", "jpeg"]
-"""raw: the bytes of the pixels. jpeg: quality 95 at full colour resolution, about an eighth of
+"""raw: the bytes of the pixels. jpeg: quality 95 at full colour resolution, about a tenth of
 that, decoded in milliseconds; pixels differ a little from those of the video."""
 
 Picture = NDArray[np.uint8]
