@@ -99,9 +99,7 @@ def test_a_share_that_cannot_be_is_refused(sources):
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match=r"share .*; a part of the whole is from 0 to 1"):
             MixedEpisodes(*sources, share)
-    with pytest.raises(
-        ConfigError, match=r"a share of 1\.0 of 6 episodes is 6, but .* has 5"
-    ):
+    with pytest.raises(ConfigError, match=r"a share of 1\.0 of 6 episodes is 6, but .* has 5"):
         MixedEpisodes(*sources, 1.0)
     with pytest.raises(IndexError, match="episode 6: an epoch has 6"):
         MixedEpisodes(*sources, 0.5)[6]
