@@ -135,7 +135,8 @@ def test_both_spellings_of_every_flag_mean_the_same(part: str) -> None:
         "stage": "2", "device": "cpu", "preset": "pocket", "bbox_loss": "giou",
         "precision": "fp32", "image_size": "64", "support_size": "64", "val_image_size": "64",
         "background_share": "0.4",
-        "beta2": "0.9", "ema_decay": "0.9",
+        "beta2": "0.9", "ema_decay": "0.9", "mosaic": "0.3", "replay_share": "0.3",
+        "data": "procedural", "fusion": "cheaf", "head": "dual",
     }  # fmt: skip
     for option in fields(getattr(TrainConfig(), part)):
         if option.name == "resume":  # reads the folder that it names
@@ -148,10 +149,30 @@ def test_both_spellings_of_every_flag_mean_the_same(part: str) -> None:
             assert value[0] in str(getattr(getattr(dashed, part), option.name))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_other_stages_say_what_there_is(stage: int) -> None:
-    with pytest.raises(ConfigError, match=f"--stage {stage}: stage 2 .* is what there is for now"):
-        parse(["--stage", str(stage)])
+@pytest.mark.parametrize(
+    ("flags", "stage", "lr", "triplet", "frozen"),
+    [
+        ("", 2, 1e-4, 0.0, False),
+        ("--stage 2", 2, 1e-4, 0.0, False),
+        ("--stage=3", 3, 3e-5, 0.3, True),
+        ("--stage 3 --triplet_weight 0.5 --no-freeze-yolo", 3, 3e-5, 0.5, False),
+        ("--stage 1", 1, 1e-3, 0.0, False),
+        ("--stage 1 --data procedural", 1, 3e-3, 0.0, False),
+    ],
+)
+def test_every_stage_has_defaults_of_its_own(flags, stage, lr, triplet, frozen) -> None:
+    config = parse(shlex.split(flags))
+    assert config.run.stage == stage
+    assert config.optimizer.lr == lr
+    assert config.loss.triplet_weight == triplet
+    assert config.model.freeze_yolo is frozen
+
+
+@pytest.mark.parametrize("arguments", [["--stage", "4"], ["--stage"], ["--stage", "two"]])
+def test_there_are_three_stages(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from surefoot.errors import ConfigError
 from surefoot.recipes.averages import average_of
 from surefoot.recipes.refdet import ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from surefoot.recipes.refdet.build import (
-    Learner,
     Plan,
     build_model,
     parameter_groups,
     warmup_cosine,
 )
+from surefoot.recipes.refdet.learner import Learner
 
 TINY_VIT = ModelOptions(support_encoder="vit_tiny_patch16_224", freeze_support_layers=11)
 

@@ -22,8 +22,9 @@ from surefoot.guard import Halved, Halves, TooLarge, step_in_halves
 from surefoot.guard.out_of_memory import is_out_of_memory
 from surefoot.guard.splits import Piece, halve
 from surefoot.journal import JournalReader
-from surefoot.recipes.refdet.build import Learner, Plan
+from surefoot.recipes.refdet.build import Plan
 from surefoot.recipes.refdet.halves import EpisodeSplit
+from surefoot.recipes.refdet.learner import Learner
 from surefoot.recipes.refdet.sources import open_sources
 from surefoot.recipes.refdet.train import train
 from surefoot.shapes import Episode

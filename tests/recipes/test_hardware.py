@@ -18,7 +18,7 @@ from surefoot.guard import Growth
 from surefoot.journal import JournalReader
 from surefoot.recipes.hardware import choose_amp, choose_device
 from surefoot.recipes.refdet import TrainConfig
-from surefoot.recipes.refdet.build import Learner
+from surefoot.recipes.refdet.learner import Learner
 from surefoot.recipes.refdet.train import train_on_folders
 from surefoot.shapes import Episode, LossTerms
 

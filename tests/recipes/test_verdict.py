@@ -54,7 +54,7 @@ def test_the_command_ends_with_the_verdict_and_the_report(
 def test_a_finding_is_said_once_and_written_down(
     tmp_path: Path, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from surefoot.recipes.refdet.build import Learner
+    from surefoot.recipes.refdet.learner import Learner
 
     terms, count = Learner.terms, 0
 

@@ -151,6 +151,15 @@ class Learner(ABC, Generic[Model, Batch]):
         if self.averaged is not None:
             self.averaged.module.load_state_dict(weights)
 
+    def start_from(self, weights: Mapping[str, Tensor], *, name: str = "model") -> list[str]:
+        """Take an earlier run's weights over; gives lines on what they were.
+
+        Raises:
+            CheckpointError: they are another network's.
+        """
+        self.load_weights(weights, name=name)
+        return []
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Weights by name: the raw ones and, where there is one, their average."""
         return {name: dict(module.state_dict()) for name, module in self.candidates.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TextIO, TypeVar
@@ -266,10 +267,6 @@ class Program(ABC, Generic[Learns, Batch]):
         )
         return session
 
-    @abstractmethod
-    def placed(self, folder: Path) -> Settings:
-        """The settings with ``folder`` as the place to write to, and nothing to resume."""
-
     def _open_session(self, changed: list[str]) -> Session | Bystander:
         self.learner.guard.keep_failures(self.folder / FAILURES)
         self.session = self._new_session(changed) if self.ranks.first else Bystander()
@@ -280,7 +277,8 @@ class Program(ABC, Generic[Learns, Batch]):
         return self.session
 
     def _new_session(self, changed: list[str]) -> Session:
-        settings, run = self.placed(self.folder), self._run
+        run = self._run
+        settings = self.settings.having(run=replace(run, save_dir=self.folder, resume=None))
         settings.save(self.folder / CONFIG)
         return Session(
             self.folder,
@@ -302,7 +300,8 @@ class Program(ABC, Generic[Learns, Batch]):
     def _start_from(self, path: Path) -> None:
         found, _ = find_checkpoint(path, best=True)
         name = "ema" if "ema" in found.weights else "model"
-        self.learner.load_weights(found.load_weights(name), name=name)
+        self.say(f"Starting from {found.path}")
+        self.say(*self.learner.start_from(found.load_weights(name), name=name))
 
     def _go_on_from(self, found: Checkpoint) -> None:
         state = found.load_state()

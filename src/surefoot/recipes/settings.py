@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -69,6 +69,10 @@ class Settings:
                 raise ConfigError(f"config: no subject {subject!r}; there are {sorted(kinds)}.")
             parts[subject] = _build(kinds[subject], given)
         return cls(**parts)
+
+    def having(self, **parts: object) -> Self:
+        """The same settings with other subjects, such as ``run``."""
+        return replace(self, **parts)
 
     def save(self, path: Path) -> None:
         """Write the settings as JSON: the whole file or nothing."""

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO, cast
-
-import torch
 
 from surefoot.checkpoint.signals import Interruption
 from surefoot.metrics.segmentation import SegmentationSummary
@@ -29,8 +27,8 @@ from surefoot.recipes.camouflage.validate import Masks, score
 from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
 from surefoot.recipes.parts import Measured, Place
 from surefoot.recipes.program import Program
-from surefoot.recipes.ranks import ALONE, Ranks, joined
-from surefoot.recipes.settings import Settings
+from surefoot.recipes.ranks import ALONE, Ranks
+from surefoot.recipes.running import running
 from surefoot.records import StepRecord
 
 __all__ = ["CamouflageRun", "Outcome", "train", "train_on_folders"]
@@ -71,8 +69,7 @@ def train(config: CamouflageConfig, sources: Sources, *, stream: TextIO | None =
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came, and the run is saved; it is a ``SystemExit``.
     """
     started = time.monotonic()
-    anomalies = torch.autograd.set_detect_anomaly(config.run.debug_mode)
-    with joined() as ranks, Interruption() as stop, anomalies:
+    with running(config.run) as (ranks, stop):
         run = CamouflageRun(config, sources, stream or sys.stdout, stop, ranks)
         run.train()
     name = "model" if run.measured is None else run.measured.weights
@@ -121,10 +118,6 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
             f"{plan.total_steps} optimizer steps ({plan.first_steps} of stage 1) on "
             f"{len(self._sources.training)} images, into {self.folder}",
         ]
-
-    def placed(self, folder: Path) -> Settings:
-        """See :class:`Program`."""
-        return replace(self.config, run=replace(self.config.run, save_dir=folder, resume=None))
 
     def begin_epoch(self, epoch: int) -> None:
         """See :class:`Program`."""

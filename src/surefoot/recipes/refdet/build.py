@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from surefoot.models import DinoSupport, DinoSupportConfig, RefDet, RefDetConfig
-from surefoot.recipes.hardware import Amp
-from surefoot.recipes.learner import Learner as Guarded
-from surefoot.recipes.learner import Steps
 from surefoot.recipes.length import Length
-from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.criterion import RefDetCriterion, RefDetLossConfig
 from surefoot.recipes.refdet.options import LossOptions, ModelOptions, OptimizerOptions
-from surefoot.shapes import Episode, LossTerms
 
 __all__ = [
     "IMAGE_SIZES",
-    "Learner",
     "Plan",
     "build_criterion",
     "build_model",
@@ -37,10 +29,18 @@ IMAGE_SIZES = {"nano": (640, 256), "pocket": (128, 64)}
 _FLOOR = 0.01
 
 
-def build_model(options: ModelOptions) -> RefDet:
-    """The network of ``--preset``, with random weights but for a pretrained support encoder."""
+def build_model(options: ModelOptions, *, labelled: bool = False) -> RefDet:
+    """The network of ``--preset``, with random weights but for a pretrained support encoder.
+
+    Args:
+        options: its settings.
+        labelled: whether it learns the classes of labelled images: it is the scene's network under
+            a standard head then, and nothing looks at references.
+    """
+    mode = "standard" if labelled else options.head
+    shape = {"mode": mode, "classes": 0 if mode == "prototype" else options.classes}
     if options.preset == "pocket":
-        return RefDet(RefDetConfig.pocket())
+        return RefDet(replace(RefDetConfig.pocket(), fusion=options.fusion, **shape))
     named = {} if options.support_encoder is None else {"model": options.support_encoder}
     support = DinoSupportConfig(
         frozen_blocks=options.freeze_support_layers,
@@ -48,7 +48,7 @@ def build_model(options: ModelOptions) -> RefDet:
         weights=options.support_weights,
         **named,
     )
-    return RefDet(RefDetConfig.nano(support))
+    return RefDet(replace(RefDetConfig.nano(support), fusion=options.fusion, **shape))
 
 
 def build_criterion(options: LossOptions) -> RefDetCriterion:
@@ -62,12 +62,8 @@ def parameter_groups(model: RefDet, options: OptimizerOptions) -> list[dict[str,
     Each group has a ``name``: ``support`` or ``rest``, with ``.1d`` for what does not decay. Frozen
     parameters are in none.
     """
-    slow = {
-        id(p)
-        for p in (
-            model.support.encoder.parameters() if isinstance(model.support, DinoSupport) else ()
-        )
-    }
+    support = getattr(model, "support", None)  # what learns classes alone has none
+    slow = set(map(id, support.encoder.parameters() if isinstance(support, DinoSupport) else ()))
     groups: dict[str, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -114,51 +110,6 @@ def warmup_cosine(plan: Plan) -> Callable[[int], float]:
         return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
     return factor
-
-
-class Learner(Guarded[RefDet, Episode]):
-    """The network and its loss."""
-
-    described_by = "--preset and --support-encoder"
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        plan: Plan,
-        device: torch.device,
-        amp: Amp,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.plan, options = plan, config.optimizer
-        model = build_model(config.model).to(device)
-        model = ranks.synchronised(model, device, wanted=config.hardware.sync_batchnorm)
-        self.criterion = build_criterion(config.loss).to(device)
-        super().__init__(
-            model,
-            self.criterion,
-            optimizer=torch.optim.AdamW(
-                parameter_groups(model, options), betas=(0.9, options.beta2), fused=True
-            ),
-            factor=warmup_cosine(plan),
-            steps=Steps(
-                clip=options.gradient_clip_norm,
-                accumulate=options.gradient_accumulation,
-                ema_decay=options.ema_decay,
-                ema_warmup=options.ema_warmup,
-            ),
-            amp=amp,
-            ranks=ranks,
-        )
-
-    def terms(self, batch: Episode) -> LossTerms:
-        """The loss of an episode."""
-        return self.criterion(self.model(batch.images, batch.supports), batch)
-
-    @property
-    def evaluated(self) -> tuple[str, RefDet]:
-        """What is measured, by the name its weights have in a checkpoint: ``ema`` or ``model``."""
-        name, module = list(self.candidates.items())[-1]
-        return name, cast(RefDet, module)
 
 
 def _loss_config(options: LossOptions) -> RefDetLossConfig:

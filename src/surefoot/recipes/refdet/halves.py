@@ -22,7 +22,7 @@ from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
 from surefoot.guard.splits import Piece
 from surefoot.models import AssignConfig, anchor_points, assign
-from surefoot.recipes.refdet.build import Learner
+from surefoot.recipes.refdet.learner import Learner
 from surefoot.shapes import Episode
 
 __all__ = ["EpisodeSplit", "halves_of"]
@@ -81,6 +81,9 @@ def _weights(own: Sequence[int], whole: Sequence[int]) -> dict[str, float]:
         "dfl": on_boxes,
         "supcon": of_pairs,
         "obj": max(own[0], 1) / max(whole[0], 1),
+        # Of what is compared within a piece alone: near, not the same.
+        "cpe": on_boxes,
+        "triplet": on_boxes,
     }
 
 

@@ -27,11 +27,26 @@ __all__ = [
     "RunOptions",
 ]
 
+PROCEDURAL = "procedural"
+LABELLED = (".json", ".yaml", ".yml")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The videos that are learnt from, and the ones that are measured on."""
+    """What is learnt from, and what is measured on."""
 
+    data: str = ""
+    """Stage 1 learns from labelled images: a COCO .json, or the data.yaml of a YOLO set, whose val
+    split is held out. procedural: drawn scenes with references, in any stage, instead of videos."""
+    images: Path | None = None
+    """Folder of the images of a COCO file; images/ beside it, or its own folder, where it is not
+    given."""
+    val_data: Path | None = None
+    """COCO .json of held-out images in stage 1."""
+    val_images: Path | None = None
+    """Folder of the images of --val-data; found as that of --images where it is not given."""
+    mosaic: float = 0.0
+    """Probability that an image of stage 1 is a mosaic of four."""
     data_root: Path = Path("datasets/train")
     """Training videos: the folder that holds samples/ and annotations/, or samples/ itself."""
     annotations: Path | None = None
@@ -66,6 +81,17 @@ class DataOptions:
         need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
         need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
         need(self.cache_mb >= 0, "--cache-mb", self.cache_mb, ">= 0")
+        need(0 <= self.mosaic <= 1, "--mosaic", self.mosaic, "a share from 0 to 1")
+        if self.data not in ("", PROCEDURAL) and Path(self.data).suffix not in LABELLED:
+            raise ConfigError(
+                f"--data {self.data}: is neither procedural nor a file that ends in "
+                f"{', '.join(LABELLED)}; give a COCO .json or a YOLO data.yaml."
+            )
+
+    @property
+    def procedural(self) -> bool:
+        """Scenes are drawn."""
+        return self.data == PROCEDURAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +111,11 @@ class EpisodeOptions:
     background_share: float = 0.3
     """Share of an episode's frames in which the object is absent. A false detection costs ST-IoU as
     much as a missed one, so absence has to be learnt."""
+    guard_band: int = 5
+    """Frames this near to one with a box are not taken for empty, where a video is long enough: the
+    object may be half in view there."""
+    replay_share: float = 0.0
+    """Share of procedural episodes among those of the videos, against forgetting."""
     image_size: int | None = None
     """Side of the square a frame is letterboxed to, in pixels; the preset's (nano 640, pocket 128)
     where it is not given."""
@@ -109,6 +140,9 @@ class EpisodeOptions:
             self.background_share,
             "a share from 0 up to, not with, 1",
         )
+        need(self.guard_band >= 0, "--guard-band", self.guard_band, ">= 0")
+        share = self.replay_share
+        need(0.0 <= share < 1.0, "--replay-share", share, "a share from 0 up to, not with, 1")
         for flag, size in (
             ("--image-size", self.image_size),
             ("--support-size", self.support_size),
@@ -133,10 +167,22 @@ class ModelOptions:
     freeze_support_layers: int = 6
     """First blocks of the support encoder that keep their weights. 6 of 12: early layers are
     generic, and the memory for their gradients is better spent on frames. Unused by pocket."""
+    fusion: Literal["tokens", "psalm", "cheaf", "none"] = "tokens"
+    """How the references condition the scene: attention over their tokens; PSALM, pyramid support
+    attention, of every level; CHEAF, cross-scale hybrid efficient attention; or the cosine alone.
+    """
+    head: Literal["prototype", "dual"] = "prototype"
+    """What stages 2 and 3 carry: the prototype head, or the standard head of stage 1 beside it,
+    which keeps its weights and answers for the base classes."""
+    classes: int = 0
+    """Base classes of the standard head. Stage 1 takes them from its data."""
+    freeze_yolo: Annotated[bool, arg(aliases=["--freeze-backbone"])] = False
+    """The scene's backbone keeps its weights, and its BatchNorm its statistics."""
 
     def __post_init__(self) -> None:
         value = self.freeze_support_layers
         need(value >= 0, "--freeze-support-layers", value, ">= 0")
+        need(self.classes >= 0, "--classes", self.classes, ">= 0")
         for flag, given in (
             ("--pretrained", self.pretrained),
             ("--support-weights", self.support_weights),
@@ -164,13 +210,22 @@ class LossOptions:
     """Weight of the contrastive term that pulls an object's pixels to its own references."""
     obj_weight: float = 0.5
     """Weight of the "is any object here" term."""
+    cpe_weight: float = 0.0
+    """Weight of contrastive proposal encoding: boxes around an object, jittered, have features
+    alike, weighed by their overlap. 0 = not computed."""
+    triplet_weight: float = 0.0
+    """Weight of the batch-hard triplet: an object's points are nearer to its photos than to other
+    objects and to empty background. 0 = not computed."""
+    triplet_margin: float = 0.3
+    """By how much nearer, in cosine distance."""
     bbox_loss: Literal["iou", "giou", "diou", "ciou", "wiou"] = "diou"
     """Form of the box overlap term; wiou is WIoU v3."""
 
     def __post_init__(self) -> None:
-        for name in ("bbox", "cls", "dfl", "supcon", "obj"):
+        for name in ("bbox", "cls", "dfl", "supcon", "obj", "cpe", "triplet"):
             value = getattr(self, f"{name}_weight")
             need(math.isfinite(value) and value >= 0, f"--{name}-weight", value, "finite and >= 0")
+        need(self.triplet_margin > 0, "--triplet-margin", self.triplet_margin, "above 0")
         if not any((self.bbox_weight, self.cls_weight, self.dfl_weight)):
             raise ConfigError(
                 "--bbox-weight, --cls-weight and --dfl-weight are all 0: no detector learns from "
@@ -251,13 +306,7 @@ class HardwareOptions:
 class RunOptions(CommonRunOptions):
     """Length, folder and start of the run."""
 
-    stage: int = 2
-    """Training stage. 2, episodes with references, is what there is for now."""
-
-    def __post_init__(self) -> None:
-        if self.stage != 2:
-            raise ConfigError(
-                f"--stage {self.stage}: stage 2 (episodes with references) is what there is for "
-                "now; use --stage 2, with --checkpoint for weights of an earlier stage."
-            )
-        super().__post_init__()
+    stage: Literal[1, 2, 3] = 2
+    """1: base detection, of labelled images (--data) or procedural scenes. 2: episodes with
+    references. 3: fine-tuning. Every stage has defaults of its own, which its --help shows, and
+    starts from the last one's weights with --checkpoint."""

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
+import shutil
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
-from surefoot.data import AeroEyes, EpisodeConfig, Episodes, VideoEpisodes
+from surefoot.data import (
+    AeroEyes,
+    EpisodeConfig,
+    Episodes,
+    MixedEpisodes,
+    SceneConfig,
+    SceneEpisodes,
+    Split,
+    VideoEpisodes,
+    write_aeroeyes,
+)
 from surefoot.errors import ConfigError
 from surefoot.recipes.refdet.build import IMAGE_SIZES
 from surefoot.recipes.refdet.config import TrainConfig
 
 __all__ = ["Sources", "open_sources"]
+
+_VIDEOS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +42,16 @@ class Sources:
 
 
 def open_sources(config: TrainConfig) -> Sources:
-    """The folders of ``config.data``.
+    """The folders of ``config.data``, or procedural scenes.
 
     Raises:
         ConfigError: names of videos that are not there, or no video left to train on.
         DataError: a folder is missing, or its data are not what they have to be.
     """
+    return _procedural(config) if config.data.procedural else _videos(config)
+
+
+def _videos(config: TrainConfig) -> Sources:
     data = config.data
     everything = _open(data.data_root, data.annotations, config)
     training, held_out = everything, None
@@ -47,11 +66,57 @@ def open_sources(config: TrainConfig) -> Sources:
     calibration = training
     if data.calibration_data_root is not None:
         calibration = _open(data.calibration_data_root, None, config)
-    return Sources(
-        episodes=VideoEpisodes(training, _episodes(config, training)),
-        calibration=calibration,
-        held_out=held_out,
+    episodes: Episodes = VideoEpisodes(training, _episodes(config, training))
+    if config.episode.replay_share:
+        episodes = MixedEpisodes(
+            episodes, SceneEpisodes(_scenes(config, len(episodes))), config.episode.replay_share
+        )
+    return Sources(episodes=episodes, calibration=calibration, held_out=held_out)
+
+
+def _procedural(config: TrainConfig) -> Sources:
+    """Drawn scenes; and drawn videos of other objects, in a folder that goes with them."""
+    data, scratch = config.data, Path(mkdtemp(prefix="surefoot-"))
+    side = config.episode.val_image_size or _sizes(config)[0]
+
+    def drawn(split: Split) -> AeroEyes:
+        seed = config.run.seed
+        return AeroEyes.open(
+            write_aeroeyes(scratch / split, videos=_VIDEOS, size=side, seed=seed, split=split)
+        )
+
+    calibration = data.calibration_data_root
+    made = Sources(
+        episodes=SceneEpisodes(_scenes(config, config.episode.n_episodes)),
+        calibration=drawn("calibration")
+        if calibration is None
+        else _open(calibration, None, config),
+        held_out=drawn("validation")
+        if data.val_data_root is None
+        else _open(data.val_data_root, data.val_annotations, config),
     )
+    weakref.finalize(made, shutil.rmtree, scratch, ignore_errors=True)
+    return made
+
+
+def _scenes(config: TrainConfig, episodes: int) -> SceneConfig:
+    episode, (size, support_size) = config.episode, _sizes(config)
+    return SceneConfig(
+        n_way=episode.n_way,
+        k_shot=episode.k_shot,
+        scenes=episode.n_way * episode.n_query,
+        scene_size=size,
+        support_size=support_size,
+        objects_per_scene=(1, min(6, episode.n_way)),
+        episodes=episodes,
+        seed=config.run.seed,
+    )
+
+
+def _sizes(config: TrainConfig) -> tuple[int, int]:
+    """Sides of a frame and of a photo, in pixels."""
+    size, support_size = IMAGE_SIZES[config.model.preset]
+    return config.episode.image_size or size, config.episode.support_size or support_size
 
 
 def _open(root: Path, annotations: Path | None, config: TrainConfig) -> AeroEyes:
@@ -66,14 +131,15 @@ def _episodes(config: TrainConfig, training: AeroEyes) -> EpisodeConfig:
         annotated = sum(len(video.boxes) for video in training.videos)
         with_object = episode.n_way * episode.n_query * (1 - episode.background_share)
         count = math.ceil(annotated / with_object)
-    size, support_size = IMAGE_SIZES[config.model.preset]
+    size, support_size = _sizes(config)
     return EpisodeConfig(
         n_way=episode.n_way,
         n_query=episode.n_query,
         k_shot=episode.k_shot,
-        image_size=episode.image_size or size,
-        support_size=episode.support_size or support_size,
+        image_size=size,
+        support_size=support_size,
         background_share=episode.background_share,
+        guard_band=episode.guard_band,
         episodes=count,
         seed=config.run.seed,
     )

@@ -11,11 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import TextIO
-
-import torch
 
 from surefoot.checkpoint.signals import Interruption
 from surefoot.guard.halves import Halves
@@ -23,14 +19,16 @@ from surefoot.guard.out_of_memory import Halved
 from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
 from surefoot.recipes.parts import Measured, Place
 from surefoot.recipes.program import Program
-from surefoot.recipes.ranks import ALONE, Ranks, joined
-from surefoot.recipes.refdet.build import Learner, Plan
+from surefoot.recipes.ranks import ALONE, Ranks
+from surefoot.recipes.refdet.build import Plan
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.feed import EpisodeFeed
 from surefoot.recipes.refdet.halves import halves_of
+from surefoot.recipes.refdet.learner import Learner
 from surefoot.recipes.refdet.measuring import Outcome, detector_of, measure
 from surefoot.recipes.refdet.sources import Sources, open_sources
 from surefoot.recipes.refdet.validate import Detector, Evaluation
+from surefoot.recipes.running import running
 from surefoot.shapes import Episode
 
 __all__ = ["Outcome", "Run", "train", "train_on_folders"]
@@ -56,8 +54,7 @@ def train(config: TrainConfig, sources: Sources, *, stream: TextIO | None = None
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came, and the run is saved; it is a ``SystemExit``.
     """
     started = time.monotonic()
-    anomalies = torch.autograd.set_detect_anomaly(config.run.debug_mode)
-    with joined() as ranks, Interruption() as stop, anomalies:
+    with running(config.run) as (ranks, stop):
         run = Run(config, sources, stream or sys.stdout, stop, ranks)
         run.train()
     return Outcome(
@@ -105,10 +102,6 @@ class Run(Program[Learner, Episode]):
             f"{plan.total_steps} optimizer steps ({plan.warmup_steps} of warm-up), into "
             f"{self.folder}"
         ]
-
-    def placed(self, folder: Path) -> TrainConfig:
-        """See :class:`Program`."""
-        return replace(self.config, run=replace(self.config.run, save_dir=folder, resume=None))
 
     def halves(self, on_halved: Callable[[Halved], object]) -> Halves:
         """See :class:`Program`."""
