@@ -138,3 +138,18 @@ def test_stage_3_trains_all_but_the_backbone_with_triplets_and_replay(drawn, vid
     }
     assert "backbone" not in moved
     assert {"pool", "head", "score"} <= moved
+
+
+def test_frames_are_decoded_into_a_folder_and_memory_is_told_beforehand(
+    tiny_flags, tmp_path, capsys
+):
+    stored, direct = tmp_path / "stored", tmp_path / "direct"
+    cache = ["--frame-cache", str(tmp_path / "frames"), "--frame-cache-mb", "100"]
+    assert main(["train", "refdet", *tiny_flags(direct, "--epochs", "1")]) == 0
+    assert main(["train", "refdet", *tiny_flags(stored, "--epochs", "1", *cache)]) == 0
+    said = capsys.readouterr().out
+    assert "frames" in said
+    assert "memory" in said
+    assert any((tmp_path / "frames").iterdir())
+    pairs = [find_checkpoint(folder)[0].load_weights("model") for folder in (stored, direct)]
+    assert [name for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])] == []

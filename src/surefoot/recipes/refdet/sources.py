@@ -13,11 +13,13 @@ from surefoot.data import (
     AeroEyes,
     EpisodeConfig,
     Episodes,
+    FrameStore,
     MixedEpisodes,
     SceneConfig,
     SceneEpisodes,
     Split,
     VideoEpisodes,
+    predicted_memory,
     write_aeroeyes,
 )
 from surefoot.errors import ConfigError
@@ -39,6 +41,8 @@ class Sources:
     """Where the score threshold is chosen."""
     held_out: AeroEyes | None
     """What is measured on; None: nothing is measured."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of them before workers start."""
 
 
 def open_sources(config: TrainConfig) -> Sources:
@@ -66,12 +70,31 @@ def _videos(config: TrainConfig) -> Sources:
     calibration = training
     if data.calibration_data_root is not None:
         calibration = _open(data.calibration_data_root, None, config)
-    episodes: Episodes = VideoEpisodes(training, _episodes(config, training))
+    settings = _episodes(config, training)
+    store = _store(config, training, settings.image_size)
+    episodes: Episodes = VideoEpisodes(training, settings, store=store)
+    forecast = predicted_memory(episodes, workers=data.num_workers)
+    notes = [str(forecast), *([] if store is None else [str(store)])]
     if config.episode.replay_share:
         episodes = MixedEpisodes(
             episodes, SceneEpisodes(_scenes(config, len(episodes))), config.episode.replay_share
         )
-    return Sources(episodes=episodes, calibration=calibration, held_out=held_out)
+    return Sources(
+        episodes=episodes, calibration=calibration, held_out=held_out, notes=tuple(notes)
+    )
+
+
+def _store(config: TrainConfig, training: AeroEyes, size: int) -> FrameStore | None:
+    data = config.data
+    if data.frame_cache is None:
+        return None
+    return FrameStore.build(
+        data.frame_cache,
+        training.videos,
+        size=size,
+        budget_mb=data.frame_cache_mb,
+        encoding=data.frame_cache_encoding,
+    )
 
 
 def _procedural(config: TrainConfig) -> Sources:

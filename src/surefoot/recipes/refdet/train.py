@@ -97,10 +97,11 @@ class Run(Program[Learner, Episode]):
         """See :class:`Program`."""
         count, plan = sum(p.numel() for p in self.learner.model.parameters()), self.learner.plan
         return [
-            f"RefDet {self.config.model.preset}, {count / 1e6:.2f} M parameters, on {self.device} "
-            f"in {self.amp or 'fp32'} ({self._why}): {plan.epochs} epochs, "
-            f"{plan.total_steps} optimizer steps ({plan.warmup_steps} of warm-up), into "
-            f"{self.folder}"
+            f"RefDet {self.config.model.preset}, stage {self.config.run.stage}, {count / 1e6:.2f} "
+            f"M parameters, on {self.device} in {self.amp or 'fp32'} ({self._why}): {plan.epochs} "
+            f"epochs, {plan.total_steps} optimizer steps ({plan.warmup_steps} of warm-up), into "
+            f"{self.folder}",
+            *(f"  {note}" for note in self.sources.notes),
         ]
 
     def halves(self, on_halved: Callable[[Halved], object]) -> Halves:
