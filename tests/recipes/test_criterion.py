@@ -185,6 +185,24 @@ def test_the_terms_are_the_promised_ones_with_the_configured_weights() -> None:
     assert all(value.isfinite() and value > 0 for value in terms.values.values())
 
 
+def test_absence_is_the_surest_mistake_about_each_object_that_is_not_there() -> None:
+    model, episode = small(), two_images()
+    config = RefDetLossConfig(absence_weight=1.0)
+    prediction, terms = backward(model, episode, config)
+    best = prediction.logits.detach().double().amax(1)
+    # The first image lacks object 2, the second object 0.
+    said = -sum(torch.log(1 - best[i, n].sigmoid()) for i, n in ((0, 2), (1, 0))) / 2
+    torch.testing.assert_close(terms.values["absence"].detach().double(), said)
+    everywhere = replace(
+        episode,
+        boxes=episode.boxes[:1].expand(6, 4),
+        box_image=torch.tensor([0, 0, 0, 1, 1, 1]),
+        box_object=torch.tensor([0, 1, 2, 0, 1, 2]),
+        ignore=torch.tensor([False, False, True, False, False, False]),
+    )
+    assert float(backward(model, everywhere, config)[1].values["absence"].detach()) == 0.0
+
+
 def test_values_at_random_initialisation_are_the_documented_ones() -> None:
     model, episode = small(), two_images()
     prediction, terms = backward(model, episode)

@@ -260,7 +260,11 @@ def test_a_batch_whose_samples_nobody_can_tell_is_refused(batch: Any, said: str)
 @pytest.fixture
 def learner_and_episode(tiny_config: Callable[..., Any], tmp_path: Path) -> tuple[Learner, Episode]:
     config = tiny_config(tmp_path / "a")
-    config = replace(config, episode=replace(config.episode, n_query=4))
+    config = replace(
+        config,
+        episode=replace(config.episode, n_query=4),
+        loss=replace(config.loss, absence_weight=1.0),
+    )
     torch.manual_seed(0)
     learner = Learner(config, Plan(3, 6, 1), torch.device("cpu"), None)
     return learner, open_sources(config).episodes[0]

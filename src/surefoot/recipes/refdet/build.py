@@ -119,5 +119,6 @@ def _loss_config(options: LossOptions) -> RefDetLossConfig:
         dfl_weight=options.dfl_weight,
         supcon_weight=options.supcon_weight,
         obj_weight=options.obj_weight,
+        absence_weight=options.absence_weight,
         bbox_loss=options.bbox_loss,
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from surefoot.errors import ConfigError
 from surefoot.losses import (
@@ -20,7 +21,7 @@ from surefoot.losses import (
 from surefoot.models import AssignConfig, assign, decode_boxes, encode_boxes
 from surefoot.shapes import DetectionPrediction, Episode, LossTerms
 
-__all__ = ["RefDetCriterion", "RefDetLossConfig"]
+__all__ = ["RefDetCriterion", "RefDetLossConfig", "absent_pairs"]
 
 _ROWS_PER_BOX = 16
 
@@ -39,6 +40,8 @@ class RefDetLossConfig:
     """Metric terms: whose prototype a positive point resembles, and whose a photo does."""
     obj_weight: float = 0.5
     """Focal loss of "some object is here", of every anchor point."""
+    absence_weight: float = 0.0
+    """Cross-entropy of the likeliest point of every object that is not in the image."""
     bbox_loss: Literal["iou", "giou", "diou", "ciou", "wiou"] = "diou"
     """Overlap measure of the bbox term; wiou is WIoU v3."""
     focal_gamma: float = 2.0
@@ -53,7 +56,7 @@ class RefDetLossConfig:
     """Which anchor points are positive."""
 
     def __post_init__(self) -> None:
-        for name in ("bbox", "cls", "dfl", "supcon", "obj"):
+        for name in ("bbox", "cls", "dfl", "supcon", "obj", "absence"):
             value = getattr(self, f"{name}_weight")
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(
@@ -87,6 +90,8 @@ class RefDetCriterion(nn.Module):
       anchor points, images without any object included, and divided by the number of positives
       (at least 1). At the prior probability they start small.
     - ``dfl``: ln R = 2.77 for 16 bins.
+    - ``absence``: -ln(1 - p) of the likeliest point of every absent object, mean over (image,
+      object) pairs; near 0 at the prior, and as large as the detector is sure of what is not there.
     - ``supcon``: cross-entropy over the N prototypes of each positive point; the same against the
       prototypes that single photos give; and ``photo_share`` x that of photos against the other
       photos. Each is ln N (2.77 for 16) where all look alike, and more as long as they resemble
@@ -120,6 +125,8 @@ class RefDetCriterion(nn.Module):
                     prediction.objectness, assignment.object_positive, assignment.object_ignored
                 ),
             }
+            if config.absence_weight:
+                values["absence"] = _absence(prediction.logits, episode)
         return LossTerms(values, {name: getattr(config, f"{name}_weight") for name in values})
 
     def _focal(self, logits: Tensor, positive: Tensor, ignored: Tensor) -> Tensor:
@@ -179,6 +186,26 @@ class RefDetCriterion(nn.Module):
             ]
             total = total + self.config.photo_share * torch.stack(between).mean()
         return total
+
+
+def absent_pairs(episode: Episode) -> Tensor:
+    """B N, bool: no box of the object is in the image, not even one that is ignored."""
+    images, objects = len(episode.images), len(episode.supports)
+    seen = torch.zeros(images, objects, device=episode.images.device).index_put_(
+        (episode.box_image, episode.box_object.clamp(min=0)),
+        (episode.box_object >= 0).float(),
+        accumulate=True,
+    )
+    return seen == 0
+
+
+def _absence(logits: Tensor, episode: Episode) -> Tensor:
+    """Mean over the pairs of an image and an object that is not in it: what its best point scores.
+
+    One point that is taken for the object is a false alarm, and drowns in the focal loss of all.
+    """
+    absent = absent_pairs(episode).float()
+    return (softplus(logits.float().amax(1)) * absent).sum() / absent.sum().clamp(min=1)
 
 
 def _matches(assigned: Tensor, boxes: int) -> _Matches:

@@ -22,6 +22,7 @@ from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
 from surefoot.guard.splits import Piece
 from surefoot.models import AssignConfig, anchor_points, assign
+from surefoot.recipes.refdet.criterion import absent_pairs
 from surefoot.recipes.refdet.learner import Learner
 from surefoot.shapes import Episode
 
@@ -61,18 +62,20 @@ class EpisodeSplit:
         ]
 
     def _counts(self, episode: Episode) -> list[int]:
-        """Positive points: of some object, of an object that is asked for, of any box."""
+        """Positive points: of some object, of an object that is asked for, of any box; and pairs of
+        an image and an object that is not in it.
+        """
         height, width = episode.images.shape[-2:]
         sizes = {stride: (height // stride, width // stride) for stride in self._strides}
         points, strides = anchor_points(sizes, episode.images.device)
         found = assign(episode, points, strides, self._config)
-        masks = [found.object_positive, found.positive, found.box >= 0]
+        masks = [found.object_positive, found.positive, found.box >= 0, absent_pairs(episode)]
         return [int(count) for count in torch.stack([mask.sum() for mask in masks]).tolist()]
 
 
 def _weights(own: Sequence[int], whole: Sequence[int]) -> dict[str, float]:
     """Of each term; the sums over all points are divided by their number, or by 1."""
-    _, of_pairs, on_boxes = (
+    _, of_pairs, on_boxes, absent = (
         mine / every if every else 0.5 for mine, every in zip(own, whole, strict=True)
     )
     return {
@@ -81,6 +84,7 @@ def _weights(own: Sequence[int], whole: Sequence[int]) -> dict[str, float]:
         "dfl": on_boxes,
         "supcon": of_pairs,
         "obj": max(own[0], 1) / max(whole[0], 1),
+        "absence": absent,
         # Of what is compared within a piece alone: near, not the same.
         "cpe": on_boxes,
         "triplet": on_boxes,

@@ -218,6 +218,9 @@ class LossOptions:
     """Weight of the contrastive term that pulls an object's pixels to its own references."""
     obj_weight: float = 0.5
     """Weight of the "is any object here" term."""
+    absence_weight: float = 0.0
+    """Weight of the term that silences the likeliest point of every object that is not there. 0 =
+    not computed."""
     cpe_weight: float = 0.0
     """Weight of contrastive proposal encoding: boxes around an object, jittered, have features
     alike, weighed by their overlap. 0 = not computed."""
@@ -230,7 +233,7 @@ class LossOptions:
     """Form of the box overlap term; wiou is WIoU v3."""
 
     def __post_init__(self) -> None:
-        for name in ("bbox", "cls", "dfl", "supcon", "obj", "cpe", "triplet"):
+        for name in ("bbox", "cls", "dfl", "supcon", "obj", "absence", "cpe", "triplet"):
             value = getattr(self, f"{name}_weight")
             need(math.isfinite(value) and value >= 0, f"--{name}-weight", value, "finite and >= 0")
         need(self.triplet_margin > 0, "--triplet-margin", self.triplet_margin, "above 0")
