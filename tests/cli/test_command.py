@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -105,3 +106,61 @@ def test_the_module_runs_as_the_command() -> None:
         [sys.executable, "-m", "surefoot", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"surefoot {__version__}\n"
+
+
+def piped_away(code: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """A process whose standard output nobody reads; it waits until the reader has left."""
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *options, "-c", f"import sys; sys.stdin.read()\n{code}"],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        stdin=subprocess.PIPE,
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    os.close(read)
+    _, said = process.communicate(b"")
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=said)
+
+
+@pytest.mark.parametrize("words", [["rules"], ["rules", "SF101"], ["--help"], ["--version"]])
+def test_output_that_nobody_reads_to_its_end_changes_no_status(words: list[str]) -> None:
+    done = piped_away(f"from surefoot.cli import main; sys.exit(main({words}))")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_verb_whose_reader_leaves_in_the_middle_ends_quietly(options: list[str]) -> None:
+    codes = ["SF101"] * 200  # more than a buffer
+    code = f"from surefoot.cli import main; sys.exit(main(['rules', *{codes}]))"
+    done = piped_away(code, *options)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_table_whose_reader_leaves_ends_quietly() -> None:
+    """Rich ends the process by itself where its pipe is closed."""
+    code = (
+        "from surefoot import cli; from surefoot.cli.verbs import Verb; import rich;"
+        "Verb.load = lambda self: lambda rest: rich.get_console().print('long ' * 9999);"
+        "sys.exit(cli.main(['rules']))"
+    )
+    done = piped_away(code)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_status_of_what_ends_by_itself_is_kept() -> None:
+    code = (
+        "from surefoot import cli; from surefoot.cli.verbs import Verb\n"
+        "def stop(rest): print('saved'); raise SystemExit(75)\n"
+        "Verb.load = lambda self: stop\n"
+        "sys.exit(cli.main(['rules']))"
+    )
+    done = piped_away(code)
+    assert (done.returncode, done.stderr) == (75, b"")
+
+
+def test_a_pipe_of_something_else_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, BrokenPipeError("worker"))
+    with pytest.raises(BrokenPipeError, match="worker"):
+        cli.main(["train", "refdet"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from surefoot.cli.pipes import let_go_of_closed_pipes
 from surefoot.doctor import Examination, examine
 from surefoot.doctor.html import check_drawing, write_report
 from surefoot.doctor.report import tell
@@ -77,14 +77,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _print(text: str) -> None:
-    """Print, and take it well where the reader of a pipe has seen enough, as ``| head`` does."""
+    """Print; where nobody reads it to its end the status is the verdict, and the report written."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is still buffered goes nowhere, or the interpreter would fail at its end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        let_go_of_closed_pipes()
 
 
 def _examine(paths: Sequence[str]) -> tuple[list[Examination], list[str]]:
