@@ -1,9 +1,10 @@
-"""``surefoot demo refdet`` at a size of seconds."""
+"""``surefoot demo refdet`` at a size of seconds, and what both demos say when cut short."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 
 from surefoot import cli
-from surefoot.checkpoint import CheckpointStore
+from surefoot.checkpoint import RESUMABLE, CheckpointStore
 from surefoot.data import AeroEyes
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, TrainingDiverged
 from surefoot.journal import JournalReader
+from surefoot.recipes.camouflage.train import CamouflageRun
 from surefoot.recipes.refdet.demo import DemoConfig, run_demo
+from surefoot.recipes.refdet.train import Run
+from surefoot.records import StepRecord, Verdict
 
 TINY = ["--steps", "3", "--epoch-steps", "2", "--videos", "2", "--frames", "6", "--n-way", "3"]
 
@@ -98,3 +102,70 @@ def test_an_impossible_demo_names_its_flag(tmp_path: Path, name: str, value: int
     flag = f"--{name.replace('_', '-')} {value}: has to be at least"
     with pytest.raises(ConfigError, match=flag):
         DemoConfig(out=tmp_path, **{name: value})  # type: ignore[arg-type]
+
+
+CAMOUFLAGE = ["--steps", "4", "--epoch-steps", "2", "--size", "32", "--batch-size", "2"]
+
+
+@pytest.fixture
+def happens(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Has something happen after every step of a demo."""
+
+    def after_steps(what: Callable[[], object]) -> None:
+        for kind in (Run, CamouflageRun):
+            monkeypatch.setattr(kind, "stepped", lambda self, record: what())
+
+    return after_steps
+
+
+def way_on(name: str, out: Path) -> str:
+    """The sentence, up to the flags."""
+    return f"A demo does not go on; it begins anew with: surefoot demo {name} --out '{out}' --steps"
+
+
+@pytest.mark.parametrize(("name", "flags"), [("refdet", TINY), ("camouflage", CAMOUFLAGE)])
+def test_a_demo_that_is_asked_to_stop_names_its_own_command_as_the_way_on(
+    happens: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    flags: list[str],
+) -> None:
+    happens(lambda: signal.raise_signal(signal.SIGTERM))
+    out = tmp_path / "a demo"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", name, "--out", str(out), *flags])
+    assert stop.value.code == RESUMABLE
+    said = capsys.readouterr().out
+    (line,) = (one for one in said.splitlines() if "SIGTERM" in one)
+    assert line.startswith(f"  SIGTERM: step 1 is saved in {out}/checkpoints/")
+    assert f"-step-1. {way_on(name, out)}" in line
+    assert str(stop.value) == line.strip()
+    assert "surefoot train" not in said
+
+
+DIVERGED = TrainingDiverged(
+    "too many steps were refused", record=StepRecord(step=2, verdict=Verdict.REFUSED)
+)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DIVERGED], ids=["Ctrl-C", "diverged"])
+def test_a_demo_that_fails_names_its_own_command_as_the_way_on(
+    happens: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    steps: list[int] = []
+
+    def third() -> None:
+        steps.append(1)
+        if len(steps) == 3:  # there is a checkpoint
+            raise error
+
+    happens(third)
+    out = tmp_path / "a demo"
+    assert cli.main(["demo", "camouflage", "--out", str(out), *CAMOUFLAGE]) in (2, 130)
+    said = capsys.readouterr().err
+    assert way_on("camouflage", out) in said
+    assert "surefoot train" not in said

@@ -28,7 +28,7 @@ from surefoot.recipes.camouflage.options import (
 from surefoot.recipes.camouflage.segmenter import Segmenter
 from surefoot.recipes.camouflage.sources import Sources
 from surefoot.recipes.camouflage.train import train
-from surefoot.recipes.demo import begin_demo
+from surefoot.recipes.demo import begin_demo, begins_anew
 from surefoot.recipes.progress import clock
 from surefoot.recipes.settings import need
 
@@ -107,6 +107,8 @@ def run_camouflage_demo(config: CamouflageDemo, *, stream: TextIO | None = None)
 
     Raises:
         ConfigError: ``config.out`` holds something that is no earlier demo.
+        Interrupted: a signal asked it to stop; it is a ``SystemExit``.
+        TrainingDiverged: too many steps in a row were refused.
     """
     out = stream or sys.stdout
     begin_demo(config.out, command="surefoot demo camouflage")
@@ -117,7 +119,8 @@ def run_camouflage_demo(config: CamouflageDemo, *, stream: TextIO | None = None)
     validation = ProceduralCamouflage(
         length=40, size=config.size, seed=config.seed, split="validation"
     )
-    outcome = train(settings, Sources(made, validation), stream=out)
+    with begins_anew(config, "camouflage", out) as said:
+        outcome = train(settings, Sources(made, validation), stream=said)
     seen = ProceduralCamouflage(length=300, size=config.size, seed=config.seed)
     asked = EvalConfig(checkpoint=config.out, images=config.out, masks=config.out, out=config.out)
     evaluated = evaluate_items(

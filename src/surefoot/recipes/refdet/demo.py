@@ -20,7 +20,7 @@ from rich.table import Table
 from surefoot.data import AeroEyes, SceneConfig, SceneEpisodes, write_aeroeyes
 from surefoot.errors import ConfigError
 from surefoot.metrics import bootstrap_interval
-from surefoot.recipes.demo import begin_demo
+from surefoot.recipes.demo import begin_demo, begins_anew
 from surefoot.recipes.progress import clock
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.options import (
@@ -106,16 +106,19 @@ def run_demo(config: DemoConfig, *, stream: TextIO | None = None) -> Outcome:
 
     Raises:
         ConfigError: ``config.out`` holds something that is no earlier demo.
+        Interrupted: a signal asked it to stop; it is a ``SystemExit``.
+        TrainingDiverged: too many steps in a row were refused.
     """
     out = stream or sys.stdout
     begin_demo(config.out, command="surefoot demo refdet")
     sources = _make_sources(config)
-    outcome = train(config.train_config(), sources, stream=out)
+    with begins_anew(config, "refdet", out) as said:
+        outcome = train(config.train_config(), sources, stream=said)
     assert outcome.evaluation is not None
     assert sources.held_out is not None
     _print_table(outcome.evaluation, out)
-    said = draw_run(config.out, outcome.detector, sources.held_out.videos, outcome.evaluation)
-    out.write("\n".join([f"run folder: {config.out}, {clock(outcome.seconds)}", *said]) + "\n")
+    drawn = draw_run(config.out, outcome.detector, sources.held_out.videos, outcome.evaluation)
+    out.write("\n".join([f"run folder: {config.out}, {clock(outcome.seconds)}", *drawn]) + "\n")
     return outcome
 
 
