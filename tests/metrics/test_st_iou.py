@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surefoot.errors import UsageError
-from surefoot.metrics import SpatioTemporalIoU
+from surefoot.errors import ConfigError, UsageError
+from surefoot.metrics import SpatioTemporalIoU, quiet_from
 
 BOX = [0, 0, 10, 10]
 HALF = [0, 0, 10, 5]
@@ -214,3 +215,26 @@ def test_a_long_video_is_scored_in_a_moment() -> None:
     assert score.best_threshold() == 0.0
     assert score.result().mean == pytest.approx(1 / 3)
     assert time.perf_counter() - started < 5.0  # about 0.1 s; a quadratic way takes minutes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.34, 0.5, 1.0])
+def test_quiet_from_is_the_lowest_threshold_that_so_few_scores_reach(share):
+    scores = np.random.default_rng(0).random(50)
+    level = quiet_from(scores, share)
+    assert np.mean(scores >= level) <= share
+    lower = scores[scores < level]
+    if len(lower):
+        assert np.mean(scores >= lower.max()) > share
+    assert quiet_from([], 0.1) == -math.inf
+    with pytest.raises(ConfigError, match=r"quiet_from: share 1\.5; expected 0 to 1"):
+        quiet_from(scores, 1.5)
+
+
+def test_the_best_threshold_is_no_lower_than_asked():
+    score = SpatioTemporalIoU()
+    box = [0.0, 0.0, 10.0, 10.0]
+    score.add("a", {0: [box], 1: [box]}, {0: (box, 0.2), 1: (box, 0.8)})
+    assert score.best_threshold() == 0.2
+    assert score.best_threshold(at_least=0.5) == 0.8
+    assert score.best_threshold(at_least=0.9) == 0.9
+    assert score.result(0.9).mean == 0.0

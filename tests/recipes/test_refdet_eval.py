@@ -19,7 +19,14 @@ from surefoot.recipes.refdet import TrainConfig
 from surefoot.recipes.refdet.engines import TorchEngine
 from surefoot.recipes.refdet.evaluate import EvalConfig, evaluate_detector, print_report
 from surefoot.recipes.refdet.finder import ReferenceDetector
-from surefoot.recipes.refdet.measured_videos import OWN, Looked, best_threshold, figures, look
+from surefoot.recipes.refdet.measured_videos import (
+    OWN,
+    STRANGER,
+    Looked,
+    best_threshold,
+    figures,
+    look,
+)
 from surefoot.recipes.refdet.validate import calibrate, evaluate
 
 
@@ -66,6 +73,15 @@ def test_it_measures_what_training_measures(run: Path, data: AeroEyes) -> None:
     seen = [look(detector, video, {OWN: list(video.references)}) for video in rest]
     level = best_threshold(seen, smooth=False)
     assert level == pytest.approx(calibrate(inner, data.subset(v.id for v in rest), 0), abs=1e-6)
+    pairs = zip(rest, reversed(rest), strict=True)
+    strange = [
+        look(detector, one, {OWN: list(one.references), STRANGER: list(other.references)})
+        for one, other in pairs
+    ]
+    for share in (1.0, 0.4, 0.0):
+        quiet = best_threshold(strange, smooth=False, stranger_share=share)
+        same = calibrate(inner, data.subset(v.id for v in rest), 0, stranger_share=share)
+        assert quiet == pytest.approx(same, abs=1e-6)
     expected = evaluate(inner, [first], threshold=level, stranger=rest[0])
     own, swapped = list(first.references), list(rest[0].references)
     looked = look(detector, first, {OWN: own, "other": swapped})

@@ -69,6 +69,16 @@ def test_a_perfect_detector_measures_one_and_nothing_when_asked_for_another(
     assert measured.swapped.st_iou == 0.0
 
 
+def test_the_threshold_is_raised_until_strangers_stay_unseen(data: AeroEyes) -> None:
+    free = calibrate(oracle(), data, 0)
+    for share in (0.5, 0.1):
+        level = calibrate(oracle(), data, 0, stranger_share=share)
+        assert level >= free
+        assert evaluate(oracle(), data.videos, threshold=level).swapped.fires <= share
+    alone = data.subset([data.videos[0].id])
+    assert calibrate(oracle(), alone, 0, stranger_share=0.0) == calibrate(oracle(), alone, 0)
+
+
 def test_a_threshold_that_is_too_low_costs_a_frame_for_every_false_alarm(data: AeroEyes) -> None:
     measured = evaluate(oracle(), data.videos, threshold=0.1)
     assert measured.right.false_alarms == 1.0

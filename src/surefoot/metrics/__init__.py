@@ -4,7 +4,7 @@ from surefoot.metrics.bootstrap import Interval, bootstrap_interval
 from surefoot.metrics.detection import DetectionMap, MapResult
 from surefoot.metrics.segmentation import ImageScore, SegmentationScores, SegmentationSummary
 from surefoot.metrics.segmentation_table import Difference, difference, score_table
-from surefoot.metrics.st_iou import SpatioTemporalIoU, StIoU
+from surefoot.metrics.st_iou import SpatioTemporalIoU, StIoU, quiet_from
 
 __all__ = [
     "DetectionMap",
@@ -18,5 +18,6 @@ __all__ = [
     "StIoU",
     "bootstrap_interval",
     "difference",
+    "quiet_from",
     "score_table",
 ]

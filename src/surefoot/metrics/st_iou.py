@@ -8,6 +8,7 @@ costs exactly as much as a missed frame. The score of a set of videos is the mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from surefoot.errors import UsageError
+from surefoot.errors import ConfigError, UsageError
 from surefoot.metrics.arrays import iou_aligned, stack_boxes, stack_scores
 
-__all__ = ["SpatioTemporalIoU", "StIoU"]
+__all__ = ["SpatioTemporalIoU", "StIoU", "quiet_from"]
 
 Vector = NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -142,11 +143,14 @@ class SpatioTemporalIoU:
             without_truth=tuple(n for n, curve in self._videos.items() if not curve.truth),
         )
 
-    def best_threshold(self) -> float:
+    def best_threshold(self, *, at_least: float = -math.inf) -> float:
         """The score threshold with the best mean ST-IoU; call it on calibration videos.
 
         Every score that occurs is tried. Of thresholds that do equally well the highest is taken,
         the one that gives the fewest boxes. Without a single prediction it is ``inf``.
+
+        Args:
+            at_least: the lowest that may be chosen, as :func:`quiet_from` gives it.
 
         Raises:
             UsageError: no video was added.
@@ -155,6 +159,8 @@ class SpatioTemporalIoU:
         tried = np.unique(np.concatenate([curve.scores for curve in self._videos.values()]))
         if not len(tried):
             return float("inf")
+        if at_least > -math.inf:
+            tried = np.unique(np.append(tried[tried >= at_least], at_least))
         total = np.zeros(len(tried))
         for curve in self._videos.values():
             total += curve.at(tried)
@@ -164,6 +170,31 @@ class SpatioTemporalIoU:
     def _need_videos(self) -> None:
         if not self._videos:
             raise UsageError("ST-IoU: no video was added; there is nothing to score.")
+
+
+def quiet_from(scores: ArrayLike, share: float) -> float:
+    """The lowest threshold that at most this share of the scores reaches.
+
+    Of the best scores of frames in which the object cannot be, as with the references of another
+    one, it is the threshold from which on a detector is quiet there.
+
+    Args:
+        scores: of frames.
+        share: 0 to 1; with 1 every threshold will do, and it is ``-inf``.
+
+    Raises:
+        ConfigError: a share that is none.
+
+    >>> quiet_from([0.1, 0.2, 0.3, 0.9], 0.25) > 0.3
+    True
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"quiet_from: share {share}; expected 0 to 1.")
+    ordered = np.sort(np.asarray(scores, dtype=np.float64).reshape(-1))
+    allowed = int(share * len(ordered) + 1e-9)
+    if allowed >= len(ordered):
+        return -math.inf
+    return float(np.nextafter(ordered[len(ordered) - allowed - 1], math.inf))
 
 
 def _top(

@@ -25,6 +25,7 @@ from surefoot.metrics import Interval, bootstrap_interval
 from surefoot.recipes.refdet.finder import ReferenceDetector
 from surefoot.recipes.refdet.measured_videos import (
     OWN,
+    STRANGER,
     Decided,
     Figures,
     Looked,
@@ -37,7 +38,7 @@ from surefoot.recipes.refdet.written import write_json
 
 __all__ = ["EvalConfig", "Report", "evaluate_detector", "print_report"]
 
-_SWAPPED, _NOISE, _GREY = "of another object", "plain noise", "plain grey"
+_NOISE, _GREY = "plain noise", "plain grey"
 _PHOTO = 64
 
 
@@ -67,6 +68,9 @@ class EvalConfig:
     """Frames of each video that are looked at, evenly spread; 0 = all, as the challenge counts."""
     calibration_frames: int = 0
     """The same for videos that choose the threshold."""
+    stranger_share: float = 0.1
+    """The most of those frames in which references of another video's object may bring a box; 1 =
+    the threshold with the best ST-IoU, whatever it finds."""
     out: Path | None = None
     """Folder for scores.json and frames.csv, a row for every frame."""
     weights: str | None = None
@@ -81,6 +85,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"--threshold {self.threshold}: has to be between 0 and 1.")
+        if not 0 <= self.stranger_share <= 1:
+            raise ConfigError(
+                f"--stranger-share {self.stranger_share}: has to be a share from 0 to 1."
+            )
         for name in ("frames", "calibration_frames"):
             if getattr(self, name) < 0:
                 flag = f"--{name.replace('_', '-')}"
@@ -171,10 +179,15 @@ def _asked(
     shape = (count, _PHOTO, _PHOTO, 3)
     asked: dict[str, list[Any]] = {OWN: list(video.references)}
     if stranger.id != video.id:
-        asked[_SWAPPED] = list(stranger.references)
+        asked[STRANGER] = list(stranger.references)
     asked[_NOISE] = list(random.integers(0, 256, shape, dtype=np.uint8))
     asked[_GREY] = list(np.full(shape, 114, dtype=np.uint8))
     return asked
+
+
+def _own_and(stranger: Video | None, video: Video) -> dict[str, list[Any]]:
+    asked: dict[str, list[Any]] = {OWN: list(video.references)}
+    return asked if stranger is None else asked | {STRANGER: list(stranger.references)}
 
 
 def _thresholds(
@@ -185,20 +198,21 @@ def _thresholds(
     stream: TextIO,
 ) -> tuple[list[float], str]:
     """The threshold of every video, and where it comes from."""
-    smooth, count = config.smooth == "viterbi", len(looked)
+    smooth, count, share = config.smooth == "viterbi", len(looked), config.stranger_share
     if config.threshold is not None:
         return [config.threshold] * count, "as asked for"
     if config.leave_one_out:
         others = [[*looked[:i], *looked[i + 1 :]] for i in range(count)]
-        levels = [best_threshold(rest, smooth=smooth) for rest in others]
+        levels = [best_threshold(rest, smooth=smooth, stranger_share=share) for rest in others]
         return levels, f"for each video on the {count - 1} others"
     if calibration:
         bar = WorkBar(title="Calibrating", total=len(calibration), unit="videos", stream=stream)
+        strangers = [*calibration[1:], calibration[0]] if len(calibration) > 1 else [None]
         seen = [
-            look(detector, video, {OWN: list(video.references)}, config.calibration_frames)
-            for video in bar.over(calibration)
+            look(detector, video, _own_and(stranger, video), config.calibration_frames)
+            for video, stranger in bar.over(zip(calibration, strangers, strict=True))
         ]
-        level = best_threshold(seen, smooth=smooth)
+        level = best_threshold(seen, smooth=smooth, stranger_share=share)
         return [level] * count, f"on {len(seen)} calibration videos"
     if detector.calibrated:
         return [detector.threshold] * count, "by the run itself, on its calibration videos"
@@ -271,8 +285,8 @@ def print_report(report: Report, *, stream: TextIO | None = None) -> None:
     console.print(table)
     table = Table(title="Every video", title_justify="left")
     table.add_column("video")
-    wrong = report.figures.get(_SWAPPED)
-    for name in ("frames", "shown", "threshold", "ST-IoU", f"ST-IoU, photos {_SWAPPED}"):
+    wrong = report.figures.get(STRANGER)
+    for name in ("frames", "shown", "threshold", "ST-IoU", f"ST-IoU, photos {STRANGER}"):
         table.add_column(name, justify="right")
     for name, (frames, shown) in report.videos.items():
         other = math.nan if wrong is None else wrong.per_video.get(name, math.nan)

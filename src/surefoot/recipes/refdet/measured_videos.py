@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surefoot.data import Video
-from surefoot.metrics import DetectionMap, SpatioTemporalIoU
+from surefoot.metrics import DetectionMap, SpatioTemporalIoU, quiet_from
 from surefoot.recipes.refdet.candidates import overlaps
 from surefoot.recipes.refdet.finder import ReferenceDetector
 from surefoot.recipes.refdet.tracks import likely_tracks
 from surefoot.recipes.refdet.validate import frames_of
 
-__all__ = ["OWN", "Decided", "Figures", "Looked", "best_threshold", "figures", "look"]
+__all__ = ["OWN", "STRANGER", "Decided", "Figures", "Looked", "best_threshold", "figures", "look"]
 
 Array = NDArray[np.float64]
 OWN = "of the object"
 """Name of the references that a video came with; the others are controls."""
+STRANGER = "of another object"
+"""Name of another video's."""
 _LIMIT = 5
 _TRIED = 48
 
@@ -151,8 +153,11 @@ def look(
     )
 
 
-def best_threshold(looked: Sequence[Looked], *, smooth: bool) -> float:
+def best_threshold(looked: Sequence[Looked], *, smooth: bool, stranger_share: float = 1.0) -> float:
     """The threshold with the best mean ST-IoU on these videos with their own references.
+
+    Where they were looked at with another object's as well (the second row), it is high enough that
+    those bring a box in at most ``stranger_share`` of the frames.
 
     Without smoothing every score that occurs is tried, exactly as in training. With it, 48 scores
     spread over those that occur, each with the paths that it makes likeliest.
@@ -160,11 +165,14 @@ def best_threshold(looked: Sequence[Looked], *, smooth: bool) -> float:
     score = SpatioTemporalIoU()
     for one in looked:
         score.add(one.video.id, one.truth, one.decided(0.0, smooth=False).predictions)
-    plain = score.best_threshold()
+    wrong = [one.scores[1, :, 0] for one in looked if STRANGER in one.asked[1:2]]
+    quiet = quiet_from(np.concatenate(wrong), stranger_share) if wrong else -np.inf
+    plain = score.best_threshold(at_least=quiet)
     if not smooth:
         return plain
     scores = np.concatenate([one.scores[0, :, 0] for one in looked])
     tried = np.unique(np.append(np.quantile(scores, np.linspace(0, 1, _TRIED)), plain))
+    tried = tried[tried >= quiet]
     total = np.zeros(len(tried))
     for one in looked:
         paths = zip(*one.tracks(tried), tried.tolist(), strict=True)

@@ -57,7 +57,13 @@ def measure(
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Choose the threshold on ``calibration``, and measure on ``held_out``; nothing is drawn."""
-    threshold = calibrate(detector, calibration, options.calibration_frames, ranks)
+    threshold = calibrate(
+        detector,
+        calibration,
+        options.calibration_frames,
+        ranks,
+        stranger_share=options.stranger_share,
+    )
     return evaluate(
         detector,
         held_out.videos,

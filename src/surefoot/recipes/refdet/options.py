@@ -64,6 +64,10 @@ class DataOptions:
     calibration_frames: int = 200
     """Frames of each calibration video that are looked at, evenly spread; 0 = all. 200 place the
     threshold within a percent and keep 12 long training videos from taking longer than an epoch."""
+    stranger_share: float = 0.1
+    """The most of those frames in which references of another video's object may bring a box: the
+    threshold is raised until it is so. 1 = the threshold with the best ST-IoU, whatever it finds.
+    """
     val_frames: int = 0
     """Frames of each held-out video that are looked at, evenly spread; 0 = all, as the challenge
     counts."""
@@ -85,6 +89,8 @@ class DataOptions:
                 "--held-out and --val-data-root both say what is held out; leave one out."
             )
         need(self.calibration_frames >= 0, "--calibration-frames", self.calibration_frames, ">= 0")
+        share = self.stranger_share
+        need(0 <= share <= 1, "--stranger-share", share, "a share from 0 to 1")
         need(self.val_frames >= 0, "--val-frames", self.val_frames, ">= 0")
         need(self.num_workers >= 0, "--num-workers", self.num_workers, ">= 0")
         need(self.cache_mb >= 0, "--cache-mb", self.cache_mb, ">= 0")
@@ -297,6 +303,10 @@ class HardwareOptions:
     sync_batchnorm: bool = False
     """Of several processes on GPUs: BatchNorm takes its statistics over all their batches. Else
     each takes those of its own, and the running ones are the first process's."""
+    fsdp: bool = False
+    """Of several processes: each keeps a part of weights, gradients, moments and average (FSDP2) and
+    gathers the rest when it needs it. For networks that do not fit into one GPU; else it is slower.
+    """
     check_precision: bool = True
     """Before the first step, try half precision on the first episode beside fp32, and fall back
     where it is not finite or not near. Two forward and backward passes."""

@@ -7,6 +7,7 @@ next video's object: a detector that looks at its references must fall far below
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from surefoot.data import AeroEyes, Video, images_to_tensor, letterbox
-from surefoot.metrics import DetectionMap, SpatioTemporalIoU
+from surefoot.metrics import DetectionMap, SpatioTemporalIoU, quiet_from
 from surefoot.models import RefDet, References, best_boxes
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.ranks import ALONE, Ranks
@@ -134,6 +135,9 @@ class Measured:
     """Of the frames with the object: the share with a box on it, IoU 0.5 or more."""
     false_alarms: float
     """Of the frames without the object: the share in which a box was given; NaN without any."""
+    fires: float
+    """Of all frames: the share in which a box was given. With the references of an object that is
+    not in the video every one of them is a false alarm."""
     per_video: dict[str, float]
     """ST-IoU of each video."""
 
@@ -175,25 +179,39 @@ class _Seen:
         return {f: self.video.boxes[f] for f in self.frames if f in self.video.boxes}
 
 
-def calibrate(detector: Detector, data: AeroEyes, count: int, ranks: Ranks = ALONE) -> float:
-    """The score threshold with the best mean ST-IoU on ``data``.
+def calibrate(
+    detector: Detector,
+    data: AeroEyes,
+    count: int,
+    ranks: Ranks = ALONE,
+    *,
+    stranger_share: float = 1.0,
+) -> float:
+    """The score threshold with the best mean ST-IoU on ``data``, at which strangers stay unseen.
 
     Args:
         detector: the model and its settings.
         data: videos that are not the held-out ones.
         count: frames of each that are looked at, evenly spread; 0 = all.
         ranks: processes that divide the videos among them, and come to the same result.
+        stranger_share: the most frames in which the references of the next video's object may bring
+            a box; 1 asks for nothing, and with a single video nothing can be asked.
     """
+    videos = data.videos
+    asked: list[tuple[Video, ...]] = [(video,) for video in videos]
+    if len(videos) > 1 and stranger_share < 1:
+        asked = list(zip(videos, (*videos[1:], videos[0]), strict=True))
 
-    def look(video: Video) -> tuple[list[int], Predictions]:
-        frames = frames_of(video, count)
-        (found,) = detector.predict(video, frames, detector.references([video]))
-        return frames, found
+    def look(pair: tuple[Video, ...]) -> tuple[list[int], list[Predictions]]:
+        frames = frames_of(pair[0], count)
+        return frames, detector.predict(pair[0], frames, detector.references(pair))
 
-    score = SpatioTemporalIoU()
-    for video, (frames, found) in zip(data.videos, ranks.each(data.videos, look), strict=True):
+    score, strange = SpatioTemporalIoU(), list[float]()
+    for video, (frames, (found, *wrong)) in zip(videos, ranks.each(asked, look), strict=True):
         score.add(video.id, _Seen(video, frames, found).truth, found)
-    return score.best_threshold()
+        strange += [sure for one in wrong for _, sure in one.values()]
+    level = quiet_from(strange, stranger_share) if strange else -math.inf
+    return score.best_threshold(at_least=level)
 
 
 def evaluate(
@@ -237,6 +255,7 @@ def _measure(seen: Sequence[_Seen], threshold: float) -> Measured:
     score, precision = SpatioTemporalIoU(), DetectionMap()
     hits: list[bool] = []
     alarms: list[bool] = []
+    fired: list[bool] = []
     for label, one in enumerate(seen):
         score.add(one.video.id, one.truth, one.found)
         for frame, (box, confidence) in one.found.items():
@@ -250,6 +269,7 @@ def _measure(seen: Sequence[_Seen], threshold: float) -> Measured:
                 np.full(len(truth), label),
             )
             given = confidence >= threshold
+            fired.append(given)
             if len(truth):
                 hits.append(given and overlap(box, truth) >= 0.5)
             else:
@@ -261,5 +281,6 @@ def _measure(seen: Sequence[_Seen], threshold: float) -> Measured:
         map75=mean_precision.map75,
         recall=float(np.mean(hits)) if hits else float("nan"),
         false_alarms=float(np.mean(alarms)) if alarms else float("nan"),
+        fires=float(np.mean(fired)) if fired else float("nan"),
         per_video=dict(st_iou.per_video),
     )
