@@ -148,7 +148,7 @@ def _make_sources(config: DemoConfig) -> Sources:
 def _print_table(evaluation: Evaluation, stream: TextIO) -> None:
     table = Table(title="Held-out videos, objects never trained on", title_justify="left")
     table.add_column("references")
-    for name in ("ST-IoU", "mAP50", "mAP75", "recall", "fires on empty frames"):
+    for name in ("ST-IoU", "mAP50", "mAP75", "recall", "fires on empty frames", "on all"):
         table.add_column(name, justify="right")
     table.add_row("of the object", *_figures(evaluation.right))
     table.add_row("of another object", *_figures(evaluation.swapped))
@@ -169,5 +169,6 @@ def _figures(measured: Measured) -> list[str]:
         measured.map75,
         measured.recall,
         measured.false_alarms,
+        measured.fires,
     )
     return [f"{value:.3f}" for value in values]
