@@ -285,3 +285,92 @@ def test_damaged_lines_are_borne(line: bytes, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + line + b"\n")
     (run,) = read_log(path)
     assert examine(run).judged
+
+
+def evaluated(epoch: int, **fields: Any) -> tuple[str, dict[str, Any]]:
+    return "evaluation", {"epoch": epoch, **fields}
+
+
+def scores(quality: float) -> dict[str, Any]:
+    """What the segmenter's recipe writes of one set of weights."""
+    names = ("s_measure", "e_adaptive", "e_mean", "e_max", "weighted_f", "iou", "dice")
+    return {
+        "images": 40,
+        "images_without_object": 0,
+        **dict.fromkeys(names, quality),
+        "mae": 0.5 * (1 - quality),
+        "false_positive_area": None,
+    }
+
+
+def in_epochs(*evaluations: dict[str, Any]) -> list[StepRecord | tuple[str, dict[str, Any]]]:
+    """Ten steps of a falling loss before each evaluation."""
+    entries: list[StepRecord | tuple[str, dict[str, Any]]] = []
+    for epoch, fields in enumerate(evaluations):
+        entries += [applied(10 * epoch + i) for i in range(10)]
+        entries.append(evaluated(epoch + 1, **fields))
+    return entries
+
+
+def test_scores_of_each_set_of_weights_are_metrics_with_their_direction(
+    journal: Callable[..., Examination],
+) -> None:
+    rising = [{"model": scores(0.1 * i), "ema": scores(0.08 * i)} for i in range(1, 7)]
+    seen = journal(*in_epochs(*rising))
+    columns = {c.name: c for c in seen.run.columns if c.name.startswith("evaluation ")}
+    measured = {name: c.better for name, c in columns.items() if c.role is Role.METRIC}
+    for weights in ("model", "ema"):
+        for name in ("s_measure", "e_adaptive", "e_mean", "e_max", "weighted_f", "iou", "dice"):
+            assert measured.pop(f"evaluation {weights}/{name}") == "higher"
+        assert measured.pop(f"evaluation {weights}/mae") == "lower"
+    assert measured == {}
+    assert {c.group for c in columns.values()} == {"validation"}
+    assert not [c for c in seen.run.columns if c.role is Role.VALIDATION_LOSS]
+    assert seen.verdict == "healthy"
+
+
+def test_detections_with_the_references_of_another_object_are_better_fewer(
+    journal: Callable[..., Examination],
+) -> None:
+    """They fall as the detector learns, which is no collapse of a metric."""
+    names = ("st_iou", "map50", "map75", "recall")
+    falling = [
+        {
+            "threshold": 0.3,
+            "right": dict.fromkeys(names, 0.1 * i) | {"false_alarms": 0.1, "fires": 0.4},
+            "swapped": dict.fromkeys(names, 0.5 / i**2) | {"false_alarms": 0.2, "fires": 1 / i},
+        }
+        for i in range(1, 9)
+    ]
+    seen = journal(*in_epochs(*falling))
+    better = {c.name: c.better for c in seen.run.columns if c.role is Role.METRIC}
+    assert {better[f"evaluation right/{name}"] for name in names} == {"higher"}
+    assert {better[f"evaluation swapped/{name}"] for name in (*names, "fires")} == {"lower"}
+    assert better["evaluation right/false_alarms"] == "lower"
+    assert seen.verdict == "healthy"
+
+
+def test_the_first_stage_of_the_detector_is_measured_by_its_precision(
+    journal: Callable[..., Examination],
+) -> None:
+    seen = journal(*in_epochs(*({"map": 0.1, "map50": 0.2, "map75": 0.1} for _ in range(3))))
+    better = {c.name: c.better for c in seen.run.columns if c.role is Role.METRIC}
+    assert better == {f"evaluation {name}": "higher" for name in ("map", "map50", "map75")}
+
+
+@pytest.mark.parametrize(
+    ("code", "qualities"),
+    [
+        ("SF807", [0.2, 0.5, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35]),  # overfitting, by the MAE
+        ("SF808", [0.0] * 8),
+        ("SF809", [0.3, 0.5, 0.6, 0.58, 0.1, 0.1, 0.1, 0.1]),
+        ("SF811", [0.6, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1]),
+    ],
+)
+def test_rules_about_metrics_see_the_scores_of_our_own_runs(
+    journal: Callable[..., Examination], code: str, qualities: list[float]
+) -> None:
+    seen = journal(*in_epochs(*({"model": scores(quality)} for quality in qualities)))
+    told = found(seen, code)
+    assert told is not None, [finding.code for finding in seen.findings]
+    assert "evaluation model/" in told.title

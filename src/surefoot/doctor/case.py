@@ -19,6 +19,7 @@ from surefoot.journal.series import Column, LoggedRun, Message, Role
 
 __all__ = ["DISCRIMINATOR", "GENERATOR", "Case"]
 
+_ERROR = re.compile(r"(^|[^a-z])(mae|mse|rmse)([^a-z]|$)", re.I)
 _VALIDATION = re.compile(r"(^|[_/. ])(val|valid|validation|eval|test|dev)([_/. ]|$)", re.I)
 _PERPLEXITY = re.compile(r"(^|[_/. ])(ppl|perplexity)$", re.I)
 _PART = r"(^|[^a-z])({})([^a-z]|loss|err|$)|(loss|err)[_/ ]?({})$"
@@ -85,12 +86,16 @@ class Case:
 
     @cached_property
     def validation(self) -> Column | None:
-        """The loss on data the model is not trained on."""
+        """The loss on data the model is not trained on, or an error where no loss is logged."""
         found = [c for c in self.columns if c.role is Role.VALIDATION_LOSS]
         found += [c for c in self.columns if c.role is Role.LOSS and not self._is_training(c)]
         if not found:
-            held = (c for c in self.columns if c.role is Role.TERM and not self._is_training(c))
-            return summed(tuple(held))
+            held = [c for c in self.columns if c.role is Role.TERM and not self._is_training(c)]
+            if held:
+                return summed(tuple(held))
+            found = [c for c in self.columns if c.role is Role.METRIC and self._is_error(c)]
+        if not found:
+            return None
         return max(found, key=lambda c: (c.values.size, -len(c.name)))
 
     @cached_property
@@ -199,6 +204,10 @@ class Case:
 
     def _is_training(self, column: Column) -> bool:
         return column.group != "validation" and not _VALIDATION.search(column.name)
+
+    def _is_error(self, column: Column) -> bool:
+        lower = column.better == "lower" and bool(_ERROR.search(column.name))
+        return lower and not self._is_training(column)
 
     def _partner(self, column: Column) -> bool:
         if not self.adversarial:

@@ -18,11 +18,11 @@ from surefoot.journal.series import Column, Role
 __all__ = ["RULES"]
 
 _SHARES = re.compile(
-    r"(^|[^a-z])(m?iou|dice|acc\w*|precision|recall|f1|map|s.?measure|e.?measure|f.?measure)"
-    r"([^a-z]|$)",
+    r"(^|[^a-z])(m?iou|dice|acc\w*|precision|recall|f1|map|s.?measure|e.?measure|f.?measure|"
+    r"e_(mean|max|adaptive)|weighted_f)([^a-z]|$)",
     re.I,
 )
-_ALIGNED = re.compile(r"(^|[^a-z])e.?measure", re.I)
+_ALIGNED = re.compile(r"(^|[^a-z])e(.?measure|_mean|_max|_adaptive)", re.I)
 _USED = re.compile(r"usage|expert|router|gate|load", re.I)
 _FRESH = 0.2
 """Share of the first weights in an average from which it is no average of the model."""

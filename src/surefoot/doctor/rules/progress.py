@@ -22,6 +22,8 @@ __all__ = ["RULES"]
 
 _LOSSES = (Role.LOSS, Role.TERM, Role.VALIDATION_LOSS)
 _ANY = (Role.LOSS, Role.TERM, Role.METRIC)
+_HELD_OUT = (Role.VALIDATION_LOSS, Role.METRIC)
+"""A loss, or an error such as MAE that stands in for it."""
 
 
 @rule("SF801", "a loss that leaves its valley because the steps are too large", _LOSSES)
@@ -75,7 +77,7 @@ def too_large_to_learn(case: Case) -> Iterator[Finding]:
     yield from _stuck(case, "SF806", RootCause.LR_TOO_HIGH)
 
 
-@rule("SF807", "a validation loss that turns while the training loss falls", Role.VALIDATION_LOSS)
+@rule("SF807", "a validation loss that turns while the training loss falls", _HELD_OUT)
 def overfitting(case: Case) -> Iterator[Finding | Blind]:
     """From some epoch on, what is learnt holds for the training set only."""
     if case.validation is None or case.loss is None:
@@ -95,15 +97,18 @@ def overfitting(case: Case) -> Iterator[Finding | Blind]:
         return
     if held.climb < 3 * held.sigma:
         return
+    measured = held.column.role is Role.METRIC
+    name = held.column.name if measured else "validation loss"
     yield Finding(
         code="SF807",
-        title=f"the validation loss rises by {rise:.0%} from its best, the training loss falls on",
+        title=f"{'' if measured else 'the '}{name} rises by {rise:.0%} from its best, the training "
+        "loss falls on",
         cause=RootCause.OVERFITTING,
         severity=Severity.WARNING if rise > 0.25 else Severity.NOTE,
         confidence=0.8 if rise > 0.25 else 0.5,
         **spot(held.column, best),
         evidence=(
-            Evidence("best", held.best, f"best validation loss {held.best:.4g}"),
+            Evidence("best", held.best, f"best {name} {held.best:.4g}"),
             Evidence("end", held.end, f"{held.end:.4g} at the end, {after} validations later"),
             Evidence("train", train.end, f"the training loss goes on to {train.end:.4g}"),
         ),

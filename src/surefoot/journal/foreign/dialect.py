@@ -39,5 +39,7 @@ class Dialect:
     """By name in lower case."""
     rest: Hint | None = None
     """What every other name means."""
+    hint: Callable[[str], Hint | None] | None = None
+    """What a name means that is in no list, in lower case; asked before ``rest``."""
     read: Callable[[str], Reading | None] = read_line
     """Numbers and names of a line, or None where it holds nothing to read."""

@@ -67,7 +67,8 @@ def settle_losses(drafts: list[Draft]) -> None:
         wholes = [d for d in ours if d.role is Role.LOSS]
         _bare_sides(ours, drafts)
         if not any(d.role in (Role.LOSS, Role.TERM) for d in ours):
-            wholes = [d for d in ours if d.role is Role.METRIC and d.words & _ERRORS][:1]
+            errors = (d for d in ours if d.role is Role.METRIC and d.words & _ERRORS)
+            wholes = [d for d in errors if d.hint is None][:1]
             for one in wholes:
                 one.take(Role.LOSS, "an error that is minimised, where no loss is logged")
         terms = [d for d in ours if d.role is Role.TERM]

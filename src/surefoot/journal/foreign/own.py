@@ -14,6 +14,8 @@ from surefoot.journal.foreign.own_events import (
     HANDLED,
     Said,
     Suspects,
+    as_list,
+    as_number,
     events_of,
     fault_of,
     line_said,
@@ -100,29 +102,29 @@ class OwnJournal:
             return
         taken = values.get("verdict") == "applied"
         for name, called in _PLAIN.items():
-            value = _number(values[name]) if name in values else math.nan
+            value = as_number(values[name]) if name in values else math.nan
             # Of a step that was taken NaN says that nobody told the value.
             if name in values and not (taken and math.isnan(value)):
                 add(self._field(called), place, value)
-        for i, rate in enumerate(_list(values.get("learning_rates"))):
-            add(self._field(f"lr[{i}]" if i else "lr"), place, _number(rate))
-        for term in _list(values.get("terms")):
+        for i, rate in enumerate(as_list(values.get("learning_rates"))):
+            add(self._field(f"lr[{i}]" if i else "lr"), place, as_number(rate))
+        for term in as_list(values.get("terms")):
             if isinstance(term, list) and len(term) >= 3:
                 self._term(term, place)
         self._clipping(values, place)
         self._messages(values, place)
 
     def _term(self, term: list[Any], place: int) -> None:
-        raw, weight = _number(term[1]), _number(term[2])
+        raw, weight = as_number(term[1]), as_number(term[2])
         name = str(term[0])[:80]
         add = self._loose.add
         add(Field(0, 0, name, section="loss terms"), place, raw)
         add(Field(0, 0, name, section="weighted loss terms"), place, raw * weight)
-        if len(term) > 3 and math.isfinite(norm := _number(term[3])):
+        if len(term) > 3 and math.isfinite(norm := as_number(term[3])):
             add(Field(0, 0, name, section="gradient norms of loss terms"), place, norm)
 
     def _clipping(self, values: Mapping[str, Any], place: int) -> None:
-        cut, norm = _number(values.get("clip_coefficient")), _number(values.get("grad_norm"))
+        cut, norm = as_number(values.get("clip_coefficient")), as_number(values.get("grad_norm"))
         if cut < 1.0 and math.isfinite(cut * norm):
             self._loose.add(self._field("clip"), place, cut * norm)
 
@@ -130,7 +132,7 @@ class OwnJournal:
         if values.get("verdict") == "refused":
             cause = str(values.get("cause"))
             overflow = cause == Cause.OVERFLOW.value
-            told = {"scale": _number(values.get("loss_scale"))} if overflow else {}
+            told = {"scale": as_number(values.get("loss_scale"))} if overflow else {}
             self._overflows += overflow
             kind = "overflow" if overflow else "refused"
             self.ledger.messages.say(place, kind, _refusal(values, cause), told)
@@ -173,8 +175,8 @@ def _refusal(values: Mapping[str, Any], cause: str) -> str:
         sentence = Cause(cause).sentence
     except ValueError:
         sentence = cause
-    names = [str(c[0]) for c in _list(values.get("culprits")) if isinstance(c, list) and c]
-    samples = [str(s) for s in _list(values.get("sample_ids"))][:4]
+    names = [str(c[0]) for c in as_list(values.get("culprits")) if isinstance(c, list) and c]
+    samples = [str(s) for s in as_list(values.get("sample_ids"))][:4]
     where = f" in {', '.join(names[:3])}" if names else ""
     on = f" on {', '.join(samples)}" if samples else ""
     return f"step {values.get('step')} was refused: {sentence}{where}{on}"
@@ -191,14 +193,3 @@ def _settings(run: Mapping[str, Any], depth: int = 0) -> dict[str, str]:
         elif isinstance(value, str | int | float | bool):
             told |= settings_in(f"{name}: {str(value).replace(' ', '_')}")
     return told
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan

@@ -10,7 +10,16 @@ from typing import Any
 from surefoot.faults import ForwardFault, Origin
 from surefoot.records import Cause, Event
 
-__all__ = ["HANDLED", "Said", "Suspects", "events_of", "fault_of", "line_said"]
+__all__ = [
+    "HANDLED",
+    "Said",
+    "Suspects",
+    "as_list",
+    "as_number",
+    "events_of",
+    "fault_of",
+    "line_said",
+]
 
 _MOST_SUSPECTS = 4096
 _FEW = 4
@@ -47,7 +56,7 @@ class Said:
 
 def events_of(record: Mapping[str, Any]) -> Iterator[Said]:
     """What happened during a step, beside its verdict."""
-    happened = set(map(str, _list(record.get("events"))))
+    happened = set(map(str, as_list(record.get("events"))))
     for event, kind in _EVENTS.items():
         if event.value in happened:
             yield Said(kind, f"step {record.get('step')}: {event.sentence}")
@@ -80,14 +89,14 @@ def line_said(kind: str, line: Mapping[str, Any]) -> Iterator[Said]:
 
 def _checkpoint(line: Mapping[str, Any]) -> Iterator[Said]:
     if line.get("problem"):
-        failures = _number(line.get("failures"))
+        failures = as_number(line.get("failures"))
         yield Said("save_failed", str(line["problem"]), {"failures": failures})
     elif line.get("path"):
         yield Said("saved", f"saved in {line['path']}")
 
 
 def _lost(line: Mapping[str, Any]) -> Iterator[Said]:
-    count = _number(line.get("lost", line.get("lines")))
+    count = as_number(line.get("lost", line.get("lines")))
     if count > 0:
         yield Said("lines_lost", f"{count:g} lines of the journal were lost", {"lines": count})
 
@@ -102,8 +111,8 @@ def _data(line: Mapping[str, Any]) -> Iterator[Said]:
 
 
 def _memory(line: Mapping[str, Any]) -> Iterator[Said]:
-    values = {name: _number(line.get(name)) for name in ("per_step", "steps_left")}
-    more = ", ".join(map(str, _list(line.get("became_more")))) or "nothing that could be counted"
+    values = {name: as_number(line.get(name)) for name in ("per_step", "steps_left")}
+    more = ", ".join(map(str, as_list(line.get("became_more")))) or "nothing that could be counted"
     text = (
         f"{line.get('where', 'host')} memory grows by {values['per_step'] / 2**20:.3g} MiB a step "
         f"and lasts for {values['steps_left']:.0f} more; what became more: {more}"
@@ -118,14 +127,14 @@ def _precision(line: Mapping[str, Any]) -> Iterator[Said]:
 
 
 def _stalled(line: Mapping[str, Any]) -> Iterator[Said]:
-    seconds, usual = _number(line.get("seconds")), _number(line.get("usual"))
+    seconds, usual = as_number(line.get("seconds")), as_number(line.get("usual"))
     told = f"no step for {seconds:.4g} s"
     told += f", where one usually takes {usual:.3g} s" if math.isfinite(usual) else ""
     yield Said("stalled", f"{told}; it waits in {line.get('waits_in')}", {"seconds": seconds})
 
 
 def _halved(line: Mapping[str, Any]) -> Iterator[Said]:
-    pieces = _number(line.get("pieces"))
+    pieces = as_number(line.get("pieces"))
     text = f"step {line.get('step')}: the batch did not fit and was computed in {pieces:g} pieces"
     yield Said("halved", text, {"pieces": pieces})
 
@@ -168,7 +177,7 @@ class Suspects:
 
     def step(self, record: Mapping[str, Any]) -> Iterator[Said]:
         """Take a step; gives the samples that struck again."""
-        samples = [str(sample) for sample in _list(record.get("sample_ids"))]
+        samples = [str(sample) for sample in as_list(record.get("sample_ids"))]
         if record.get("verdict") != "refused":
             self._in_a_row = 0
             for sample in samples:
@@ -182,7 +191,7 @@ class Suspects:
 
     def _refused(self, record: Mapping[str, Any], samples: list[str]) -> Iterator[Said]:
         fault = record.get("fault")
-        named = _list(fault.get("samples")) if isinstance(fault, dict) else []
+        named = as_list(fault.get("samples")) if isinstance(fault, dict) else []
         blamed = [str(sample) for sample in named] or samples
         again = [sample for sample in blamed if sample in self._times]
         sure = bool(named) or len(blamed) <= _FEW or len(again) == len(blamed)
@@ -197,11 +206,13 @@ class Suspects:
                 yield Said("refused_again", text, {"times": float(times)})
 
 
-def _list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A field that should be a list; an empty one where it is not."""
     return value if isinstance(value, list) else []
 
 
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
+    """A field that should be a number; NaN where it is none."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

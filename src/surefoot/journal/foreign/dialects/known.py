@@ -81,4 +81,8 @@ def _format_of(names: tuple[str, ...]) -> str:
 def hint_for(format: str, name: str) -> Hint | None:
     """What a name means in a format, where the format has something to say about it."""
     said = next((d for d in DIALECTS if d.name == format), None)
-    return said.hints.get(name.lower(), said.rest) if said is not None else None
+    if said is None:
+        return None
+    known, name = said.hints.get(name.lower()), name.lower()
+    asked = known if known is not None or said.hint is None else said.hint(name)
+    return said.rest if asked is None else asked
