@@ -140,7 +140,8 @@ def test_a_wrong_export_or_file_is_refused(
     assert cli.main([*arguments, str(tmp_path / "model.pt")]) == 2
     assert "has to end in .onnx" in capsys.readouterr().err
     assert cli.main([*arguments, str(tmp_path / "m.onnx"), "--tolerance", "-1"]) == 2
-    assert "differs from the network by" in capsys.readouterr().err
+    assert "m.onnx: was not written; it differs from the network by" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "torn.onnx").write_bytes(onnx_file.read_bytes()[:100])
     with pytest.raises(ConfigError, match="onnxruntime cannot read it"):
         Segmenter.load(tmp_path / "torn.onnx")

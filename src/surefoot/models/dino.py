@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.errors import CheckpointError, ConfigError, UsageError
+from surefoot.models.tensor_file import first_line, read_tensors
 
-__all__ = ["DinoSupport", "DinoSupportConfig"]
+__all__ = ["WRAPPERS", "DinoSupport", "DinoSupportConfig"]
+
+WRAPPERS = ("model", "state_dict", "teacher")
+"""Below which of them published files of backbones keep their tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _load_timm(config: DinoSupportConfig) -> Any:
         ) from error
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"loading weights of {config.model} from the hub failed: {_first_line(error)}\n"
+            f"loading weights of {config.model} from the hub failed: {first_line(error)}\n"
             "Give a local file of them (.safetensors or .pth), run once where the hub can be "
             "reached, or start from random weights (no --pretrained)."
         ) from error
@@ -134,7 +135,9 @@ def _load_timm(config: DinoSupportConfig) -> Any:
 
 def _load_file(encoder: Any, model: str, path: Path) -> None:
     """Strictly: timm's own loading passes over tensors that the file does not have."""
-    state = _read_tensors(model, path)
+    state: Mapping[str, Tensor] = read_tensors(
+        path, doing=f"loading weights of {model} from {path}", wrappers=WRAPPERS
+    )
     renaming = import_module(type(encoder).__module__)  # from the publisher's names to timm's
     if hasattr(renaming, "checkpoint_filter_fn"):
         state = renaming.checkpoint_filter_fn(state, encoder)
@@ -150,29 +153,3 @@ def _load_file(encoder: Any, model: str, path: Path) -> None:
                 path=path,
             )
     encoder.load_state_dict({name: state[name] for name in own})
-
-
-def _read_tensors(model: str, path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"loading weights of {model} from {path} failed: {_first_line(error)}", path=path
-        ) from error
-    for wrapper in ("model", "state_dict", "teacher"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"loading weights of {model} from {path}: expected a mapping of names to tensors, "
-            f"found {type(state).__name__}.",
-            path=path,
-        )
-    return dict(state)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"

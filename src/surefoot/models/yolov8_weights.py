@@ -7,17 +7,14 @@ tensors alone, and says how to make one.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from surefoot.errors import CheckpointError
+from surefoot.models.tensor_file import read_tensors
 from surefoot.models.yolov8 import Scale, YoloV8Detector, our_name
 
 __all__ = ["load_ultralytics", "read_state_dict"]
@@ -36,31 +33,14 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         CheckpointError: the file cannot be read, or holds more than tensors.
     """
     path = Path(path)
-    try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_how_to_export(path), path=path) from error
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"reading the weights {path}: {error}", path=path) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"reading the weights {path}: expected a mapping of names to tensors, a plain "
-            f"state_dict; the file holds a {type(state).__name__}"
-            + (f" with {', '.join(map(str, list(state)[:_SHOWN]))}." if state else "."),
-            path=path,
-        )
-    return {str(name): value for name, value in state.items()}
+    return read_tensors(path, doing=f"reading the weights {path}", pickled=_how_to_export(path))
 
 
 def _how_to_export(path: Path) -> str:
     there = path.with_name(f"{path.stem}-state.pt")
     return (
-        f"reading the weights {path}: it holds pickled objects, which are not opened because that "
-        "runs code from the file. If you trust it, write its tensors to a file of their own, where "
+        "it holds pickled objects, which are not opened because that runs code from the file. If "
+        "you trust it, write its tensors to a file of their own, where "
         f'Ultralytics is installed: python -c "import torch, ultralytics as u; '
         f"torch.save(u.YOLO('{path}').model.float().state_dict(), '{there}')\""
     )

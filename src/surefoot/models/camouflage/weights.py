@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from surefoot.errors import CheckpointError
-from surefoot.models.dino import _read_tensors
+from surefoot.models.dino import WRAPPERS
+from surefoot.models.tensor_file import read_tensors
 
 __all__ = ["load_timm_weights"]
 
@@ -33,7 +34,9 @@ def load_timm_weights(net: nn.Module, name: str, path: Path) -> int:
     Raises:
         CheckpointError: the file cannot be read, or lacks a tensor, or has one of another shape.
     """
-    state = {k.removeprefix("module."): v for k, v in _read_tensors(name, path).items()}
+    doing = f"loading weights of {name} from {path}"
+    read = read_tensors(path, doing=doing, wrappers=WRAPPERS)
+    state = {k.removeprefix("module."): v for k, v in read.items()}
     own = net.state_dict()
     # Counters of batches: nothing is computed from them, and older files have none.
     needed = [n for n in own if not n.endswith("num_batches_tracked")]

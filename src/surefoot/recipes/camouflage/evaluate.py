@@ -23,7 +23,7 @@ from surefoot.metrics.segmentation import ImageScore, SegmentationScores
 from surefoot.metrics.segmentation_table import difference, score_table
 from surefoot.recipes.camouflage.pictures import SheetRow, draw_sheet
 from surefoot.recipes.camouflage.segmenter import Segmenter
-from surefoot.recipes.camouflage.validate import score_baseline
+from surefoot.recipes.camouflage.validate import score_predictor
 
 __all__ = ["EvalConfig", "Evaluated", "evaluate", "evaluate_items"]
 
@@ -121,17 +121,14 @@ def evaluate_items(
         name: of the data set.
         training: whose masks are averaged, for a baseline.
     """
-    scores = SegmentationScores(stretch=config.stretch)
-    for index in range(len(items)):
-        picture, mask = items.original(index)
-        scores.add(items.id_of(index), segmenter.mask(picture), mask, index=index)
+    scores = score_predictor(segmenter.mask, items, stretch=config.stretch)
     able: dict[str, Predictor] = {}
     if config.baselines:
         able |= {"nothing": nothing, "centre": centre_gaussian}
     if training is not None:
         able["mean mask"] = mean_mask(training)
     baselines = {
-        n: score_baseline(predict, items, stretch=config.stretch) for n, predict in able.items()
+        n: score_predictor(predict, items, stretch=config.stretch) for n, predict in able.items()
     }
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)

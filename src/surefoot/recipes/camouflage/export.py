@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 from surefoot.errors import ConfigError
 from surefoot.models.camouflage import CamouflageNet
-from surefoot.recipes.camouflage.segmenter import Segmenter, onnx_session
+from surefoot.recipes.camouflage.segmenter import Segmenter
+from surefoot.recipes.onnx_file import onnx_session
 
 __all__ = ["ExportConfig", "export"]
 
@@ -42,7 +45,7 @@ class _Logits(nn.Module):
 
 
 def export(config: ExportConfig) -> float:
-    """Write the file, run it, compare.
+    """Write the file, run it, compare; one that differs is not left behind.
 
     Returns:
         The largest difference of a probability between the file and the network, over batches of
@@ -57,13 +60,28 @@ def export(config: ExportConfig) -> float:
     if segmenter.masks is None:
         raise ConfigError(f"--checkpoint {config.checkpoint}: is an ONNX file already.")
     network = _Logits(segmenter.masks.model).eval()
-    example = torch.zeros(2, 3, segmenter.size, segmenter.size)
     config.out.parent.mkdir(parents=True, exist_ok=True)
+    part = config.out.with_name(f".{uuid.uuid4().hex}.{config.out.name}")
+    try:
+        _write(network, part, segmenter.size)
+        worst = _compare(network, part, segmenter.size)
+        if not worst <= config.tolerance:
+            raise ConfigError(
+                f"{config.out}: was not written; it differs from the network by {worst:.2g} in a "
+                f"probability, more than --tolerance {config.tolerance:g}."
+            )
+        os.replace(part, config.out)
+    finally:
+        part.unlink(missing_ok=True)
+    return worst
+
+
+def _write(network: nn.Module, path: Path, size: int) -> None:
     try:
         torch.onnx.export(
             network,
-            (example,),
-            str(config.out),
+            (torch.zeros(2, 3, size, size),),
+            str(path),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -76,13 +94,6 @@ def export(config: ExportConfig) -> float:
         raise ConfigError(
             f"export: {missing.name} is not installed: pip install 'surefoot[export]'."
         ) from missing
-    worst = _compare(network, config.out, segmenter.size)
-    if not worst <= config.tolerance:
-        raise ConfigError(
-            f"{config.out}: differs from the network by {worst:.2g} in a probability, more than "
-            f"--tolerance {config.tolerance:g}; do not use it."
-        )
-    return worst
 
 
 def _compare(network: nn.Module, path: Path, size: int) -> float:

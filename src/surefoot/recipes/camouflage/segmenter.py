@@ -8,9 +8,8 @@ mask = segmenter.mask(image)  # H W 3 bytes in, H W probabilities out
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,10 +22,11 @@ from surefoot.recipes.camouflage.build import build_model
 from surefoot.recipes.camouflage.config import CamouflageConfig
 from surefoot.recipes.camouflage.validate import Masks, enlarged
 from surefoot.recipes.hardware import Amp
+from surefoot.recipes.onnx_file import onnx_session
 from surefoot.recipes.run_folder import CONFIG, run_folder_of
 from surefoot.recipes.session import find_checkpoint
 
-__all__ = ["Segmenter", "onnx_session"]
+__all__ = ["Segmenter"]
 
 Picture = NDArray[np.uint8]
 Chances = NDArray[np.float32]
@@ -122,25 +122,3 @@ class Segmenter:
         small = F.resize(planes, [self.size, self.size], antialias=True)
         logits = self._logits(small[None].float() / 255)
         return enlarged(logits, picture.shape[:2])
-
-
-def onnx_session(path: Path) -> Any:
-    """A session of onnxruntime on the CPU.
-
-    Raises:
-        ConfigError: onnxruntime is not installed, or the file is none of its kind.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file.")
-    try:
-        onnxruntime: Any = import_module("onnxruntime")
-        state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    except ModuleNotFoundError as missing:
-        raise ConfigError(
-            f"{path}: an ONNX file needs onnxruntime: pip install 'surefoot[export]'."
-        ) from missing
-    unreadable = (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument)
-    try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except unreadable as problem:
-        raise ConfigError(f"{path}: onnxruntime cannot read it ({problem}).") from problem

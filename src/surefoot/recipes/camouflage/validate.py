@@ -18,7 +18,7 @@ from surefoot.models.camouflage import CamouflageNet
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.ranks import ALONE, Ranks
 
-__all__ = ["Masks", "Predicted", "score", "score_baseline"]
+__all__ = ["Masks", "Predicted", "score", "score_predictor"]
 
 
 class Predicted(NamedTuple):
@@ -115,10 +115,16 @@ def score(
     return scores
 
 
-def score_baseline(
+def score_predictor(
     predict: Predictor, items: CamouflageItems, *, stretch: bool = False
 ) -> SegmentationScores:
-    """Scores of a prediction that took no training."""
+    """Scores of whatever makes a mask of a picture, one after the other.
+
+    Args:
+        predict: H W 3 bytes -> H W, 0 to 1; one that took no training, or a segmenter's.
+        items: the data set.
+        stretch: bring every map to 0..1 first, as published tables do.
+    """
     scores = SegmentationScores(stretch=stretch)
     for index in range(len(items)):
         image, mask = items.original(index)

@@ -22,8 +22,8 @@ from surefoot.data import images_to_tensor
 from surefoot.errors import CheckpointError, ConfigError, JournalError
 from surefoot.journal import Entry, JournalReader
 from surefoot.models import RefDet, References, decode_boxes
-from surefoot.recipes.camouflage.segmenter import onnx_session
 from surefoot.recipes.hardware import Amp, choose_device
+from surefoot.recipes.onnx_file import onnx_session
 from surefoot.recipes.refdet.build import build_model
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.measuring import detector_of

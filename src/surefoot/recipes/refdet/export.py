@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from surefoot.data import images_to_tensor, letterbox
 from surefoot.errors import ConfigError
 from surefoot.models import RefDet, References, decode_boxes
-from surefoot.recipes.camouflage.segmenter import onnx_session
+from surefoot.recipes.onnx_file import onnx_session
 from surefoot.recipes.refdet.engines import (
     KIND,
     TorchEngine,
