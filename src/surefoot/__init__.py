@@ -1,6 +1,10 @@
 """surefoot: training that does not fall over.
 
 The names below are loaded when they are first touched, so that ``import surefoot`` needs no torch.
+
+>>> import surefoot
+>>> surefoot.ReferenceDetector.__module__, surefoot.Segmenter.__module__
+('surefoot.recipes.refdet.finder', 'surefoot.recipes.camouflage.segmenter')
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     from surefoot.errors import SurefootError, TrainingDiverged
     from surefoot.guard import Guard, Policy, attach
     from surefoot.journal import JournalReader, JournalWriter
+    from surefoot.recipes.camouflage.segmenter import Segmenter
+    from surefoot.recipes.refdet.finder import ReferenceDetector
     from surefoot.records import Cause, StepRecord, Verdict
     from surefoot.shapes import LossTerms
 
@@ -22,6 +28,8 @@ _HOME = {
     "JournalWriter": "journal",
     "LossTerms": "shapes",
     "Policy": "guard",
+    "ReferenceDetector": "recipes.refdet.finder",
+    "Segmenter": "recipes.camouflage.segmenter",
     "StepRecord": "records",
     "SurefootError": "errors",
     "TrainingDiverged": "errors",
@@ -37,6 +45,8 @@ __all__ = [
     "JournalWriter",
     "LossTerms",
     "Policy",
+    "ReferenceDetector",
+    "Segmenter",
     "StepRecord",
     "SurefootError",
     "TrainingDiverged",

@@ -1,6 +1,7 @@
 """A trained detector, from a run folder, a checkpoint or an ONNX file, in three lines.
 
-from surefoot.recipes.refdet.finder import ReferenceDetector
+from surefoot import ReferenceDetector
+
 detector = ReferenceDetector.load("runs/refdet-20260102-030405")
 references = detector.references([["mug_1.jpg", "mug_2.jpg", "mug_3.jpg"]])
 found = detector.find(["frame.jpg"], references)[0]  # boxes in the pixels of the frame
