@@ -61,7 +61,7 @@ def test_what_is_no_picture_or_no_run_is_refused(run: Path, tmp_path: Path) -> N
         segmenter.mask(np.zeros((4, 4), np.uint8))
     with pytest.raises(CheckpointError, match=r"no weights 'swa'; it has \['ema', 'model'\]"):
         Segmenter.load(run, weights="swa")
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match=r"^--checkpoint .*is no run folder and no checkpoint"):
         Segmenter.load(tmp_path)
     with pytest.raises(ConfigError, match="there is no such file"):
         Segmenter.load(tmp_path / "none.onnx")

@@ -140,6 +140,26 @@ def test_a_run_of_the_other_program_is_named(tmp_path: Path) -> None:
         ReferenceDetector.load(other)
 
 
+@pytest.mark.parametrize("verb", ["predict", "eval", "export"])
+def test_a_run_of_stage_1_that_compares_nothing_is_refused_with_the_way_on(
+    verb: str, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    config = TrainConfig.for_stage(1)
+    config.having(model=replace(config.model, classes=80)).save(folder / "config.json")
+    more = {
+        "predict": ["--references", str(photos(videos)[0]), "--video", "a.mp4", "--out", "b.mp4"],
+        "eval": ["--data-root", str(videos / "val")],
+        "export": ["--out", str(tmp_path / "a.onnx")],
+    }
+    assert cli.main([verb, "refdet", "--checkpoint", str(folder), *more[verb]]) == 2
+    said = capsys.readouterr().err
+    assert f"--checkpoint {folder}: is a run of stage 1 on labelled images" in said
+    assert "knows its 80 classes" in said
+    assert f"surefoot train refdet --stage 2 --checkpoint {folder}, and give that run" in said
+
+
 def test_predict_draws_a_video_of_the_same_frames_and_writes_the_challenges_form(
     run: Path, videos: Path, tmp_path: Path
 ) -> None:

@@ -47,8 +47,12 @@ def to_resume(resume: Path | None, save_dir: Path | None) -> Path | None:
     return save_dir if (save_dir / CONFIG).is_file() and any(saved) else None
 
 
-def run_folder_of(path: Path) -> Path:
+def run_folder_of(path: Path, *, flag: str = "--resume") -> Path:
     """The run folder that ``path`` is, or that the checkpoint at ``path`` lies in.
+
+    Args:
+        path: as somebody gave it.
+        flag: that it was given by, for the error.
 
     Raises:
         ConfigError: neither of the two.
@@ -57,7 +61,7 @@ def run_folder_of(path: Path) -> Path:
         if (folder / CONFIG).is_file() and (folder == path or _inside(path, folder)):
             return folder
     raise ConfigError(
-        f"--resume {path}: is no run folder and no checkpoint of one. Give the folder that holds "
+        f"{flag} {path}: is no run folder and no checkpoint of one. Give the folder that holds "
         f"{CONFIG} and {CHECKPOINTS}/, or a folder inside its {CHECKPOINTS}/."
     )
 

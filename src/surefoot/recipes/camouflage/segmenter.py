@@ -1,6 +1,7 @@
 """A trained segmenter, from a run folder, a checkpoint or an ONNX file.
 
-from surefoot.recipes.camouflage.segmenter import Segmenter
+from surefoot import Segmenter
+
 segmenter = Segmenter.load("runs/camouflage-20260102-030405")
 mask = segmenter.mask(image)  # H W 3 bytes in, H W probabilities out
 """
@@ -71,7 +72,7 @@ class Segmenter:
         path = Path(path)
         if path.suffix == ".onnx":
             return cls._of_onnx(path)
-        config = CamouflageConfig.load(run_folder_of(path) / CONFIG)
+        config = CamouflageConfig.load(run_folder_of(path, flag="--checkpoint") / CONFIG)
         found, _ = find_checkpoint(path, best=True)
         name = weights or found.measured_on or ("ema" if "ema" in found.weights else "model")
         if name not in found.weights:

@@ -96,7 +96,7 @@ class TorchEngine:
         """From a run folder or one of its checkpoints.
 
         Raises:
-            ConfigError: it is neither, or a run of another program.
+            ConfigError: it is neither, or a run of another program, or one of stage 1.
             CheckpointError: nothing whole is there, or its weights are others than asked for.
         """
         folder = _folder_of(path)
@@ -241,7 +241,7 @@ def _metadata(session: Any, path: Path, half: str) -> Mapping[str, str]:
 
 def _folder_of(path: Path) -> Path:
     try:
-        return run_folder_of(path)
+        return run_folder_of(path, flag="--checkpoint")
     except ConfigError as neither:
         raise ConfigError(
             f"--checkpoint {path}: is no run folder, no checkpoint of one and no .onnx file. Give "
@@ -259,7 +259,15 @@ def _settings(folder: Path) -> TrainConfig:
             f"--checkpoint {folder}: is a run of surefoot train {recipe}; expected one of surefoot "
             f"train refdet. Its own verbs end in {recipe}, as surefoot predict {recipe}."
         )
-    return TrainConfig.load(folder / CONFIG)
+    config = TrainConfig.load(folder / CONFIG)
+    if config.learns_classes:
+        raise ConfigError(
+            f"--checkpoint {folder}: is a run of stage 1 on labelled images, which knows its "
+            f"{config.model.classes} classes and compares nothing with reference photos. Train "
+            f"stage 2 from it, surefoot train refdet --stage 2 --checkpoint {folder}, and give "
+            "that run."
+        )
+    return config
 
 
 def _threshold(folder: Path, found: Checkpoint) -> float | None:
