@@ -1,9 +1,16 @@
-"""The micro-batches of a run, one epoch after the other, from wherever it goes on."""
+"""The micro-batches of a run, one epoch after the other, from wherever it goes on.
+
+A sample that cannot be read does not end the run: :class:`surefoot.data.SafeLoader` sets it aside
+and puts the next good one of its batch in its place. Every batch keeps its size, and depends on the
+batch and on which samples are bad alone, so that a resumed run has the same ones.
+"""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,10 +19,14 @@ from torch.utils.data import DataLoader
 
 from surefoot.checkpoint import SampleOrder
 from surefoot.checkpoint.signals import leave_signals_to_parent
+from surefoot.data import DataIncident, SafeLoader
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "FeedOrder"]
 
 Batch = TypeVar("Batch")
+_LOG = logging.getLogger("surefoot.data")
+_FOUND_AT = ("batch", "place", "worker")
+"""Of an incident; the journal keeps them, a checkpoint need not."""
 
 
 class _Items(Protocol):
@@ -26,8 +37,33 @@ class _Items(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
 
 
+class FeedOrder(SampleOrder):
+    """An order whose state names the samples that were set aside, too: a resumed run does not try
+    them again, and has the batches that the run would have had.
+    """
+
+    loader: SafeLoader | None = None
+    """Knows them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`SampleOrder`; ``quarantine`` is there once a sample was set aside."""
+        state = super().state_dict()
+        if self.loader is None or not self.loader.quarantined:
+            return state
+        known = self.loader.state_dict()
+        aside = [one | dict.fromkeys(_FOUND_AT) for one in known["quarantined"]]
+        return state | {"quarantine": known | {"passes": 0, "quarantined": aside}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :class:`SampleOrder`; samples of another data set are not the ones set aside."""
+        told = super().load_state_dict(state)
+        if self.loader is not None and state["samples"] == self.samples and "quarantine" in state:
+            self.loader.load_state_dict(state["quarantine"])
+        return told
+
+
 class Feed(ABC, Generic[Batch]):
-    """Loads micro-batches in an order that can be saved.
+    """Loads micro-batches in an order that can be saved, whatever single samples do.
 
     Args:
         items: the training set, which knows its epoch.
@@ -37,6 +73,10 @@ class Feed(ABC, Generic[Batch]):
         device: where micro-batches are put.
         collate: items to a micro-batch; torch's way where it is not given.
     """
+
+    told: Callable[[DataIncident], object] | None = None
+    """Is told of each sample that could not be used, and of each worker that died, once; the log
+    ``surefoot.data`` where there is nobody."""
 
     def __init__(
         self,
@@ -66,6 +106,10 @@ class Feed(ABC, Generic[Batch]):
             # numbers.
             generator=torch.Generator().manual_seed(order.seed),
         )
+        self._first = 0
+        safe = SafeLoader(self._loader, on_record=self._incident)
+        if isinstance(order, FeedOrder):
+            order.loader = safe
 
     def begin(self, epoch: int, steps: int) -> int:
         """Go to an epoch of so many optimizer steps; gives the number of its micro-batches that the
@@ -76,9 +120,24 @@ class Feed(ABC, Generic[Batch]):
         return min(whole, steps * self._accumulate) - self.order.position
 
     def batches(self, count: int) -> Iterator[Batch]:
-        """The next ones of the epoch; each is to be counted by ``order.advance()``."""
+        """The next ones of the epoch; each is to be counted by ``order.advance()``.
+
+        Raises:
+            DataError: more samples cannot be used, or more workers died, than
+                :class:`surefoot.data.Limit` allows.
+        """
         self._items.set_epoch(self.order.epoch)
+        self._first = self.order.position
         yield from map(self.moved, islice(self._loader, count))
+
+    def _incident(self, incident: DataIncident) -> None:
+        """Pass it on, with the batch's number in its epoch also where the epoch is gone on with."""
+        if incident.batch is not None:
+            incident = replace(incident, batch=incident.batch + self._first)
+        if self.told is None:
+            _LOG.warning("%s", incident)
+        else:
+            self.told(incident)
 
     @abstractmethod
     def moved(self, batch: Batch) -> Batch:

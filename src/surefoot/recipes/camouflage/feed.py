@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from surefoot.checkpoint import SampleOrder
 from surefoot.data.camouflage import CamouflageItems
 from surefoot.recipes.camouflage.build import Batch
 from surefoot.recipes.camouflage.config import CamouflageConfig
-from surefoot.recipes.feed import Feed
+from surefoot.recipes.feed import Feed, FeedOrder
 
 __all__ = ["CamouflageFeed"]
 
@@ -27,7 +26,7 @@ class CamouflageFeed(Feed[Batch]):
     ) -> None:
         super().__init__(
             items,
-            SampleOrder(items, batch_size=config.data.batch_size, seed=config.run.seed),
+            FeedOrder(items, batch_size=config.data.batch_size, seed=config.run.seed),
             workers=config.data.workers,
             accumulate=config.optimizer.accumulation_steps,
             device=device,
