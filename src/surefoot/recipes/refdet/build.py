@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from surefoot.models import DinoSupport, DinoSupportConfig, RefDet, RefDetConfig
+from surefoot.recipes.hardware import choose_amp, choose_device
 from surefoot.recipes.length import Length
+from surefoot.recipes.parts import Place
+from surefoot.recipes.ranks import Ranks
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.criterion import RefDetCriterion, RefDetLossConfig
 from surefoot.recipes.refdet.options import LossOptions, ModelOptions, OptimizerOptions
@@ -20,6 +23,7 @@ __all__ = [
     "build_criterion",
     "build_model",
     "parameter_groups",
+    "place_of",
     "warmup_cosine",
 ]
 
@@ -78,6 +82,25 @@ def parameter_groups(model: RefDet, options: OptimizerOptions) -> list[dict[str,
         }
         for name, parameters in groups.items()
     ]
+
+
+def place_of(config: TrainConfig, ranks: Ranks) -> Place:
+    """Where a run computes, and how precisely.
+
+    Raises:
+        ConfigError: a device or a precision that is not there.
+    """
+    hardware = config.hardware
+    device = ranks.device(choose_device(hardware.device))
+    amp, why = choose_amp(hardware.precision if hardware.mixed_precision else "fp32", device)
+    return Place(
+        device=device,
+        amp=amp,
+        why=why,
+        check=hardware.check_precision,
+        cache=config.data.cache_mb * 2.0**20,
+        ranks=ranks,
+    )
 
 
 @dataclass(frozen=True)

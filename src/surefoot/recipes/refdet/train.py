@@ -16,11 +16,11 @@ from typing import TextIO
 from surefoot.checkpoint.signals import Interruption
 from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
-from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
-from surefoot.recipes.parts import Measured, Place
+from surefoot.recipes.hardware import seed_everything
+from surefoot.recipes.parts import Measured
 from surefoot.recipes.program import Program
 from surefoot.recipes.ranks import ALONE, Ranks
-from surefoot.recipes.refdet.build import Plan
+from surefoot.recipes.refdet.build import Plan, place_of
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.feed import EpisodeFeed
 from surefoot.recipes.refdet.halves import halves_of
@@ -79,17 +79,13 @@ class Run(Program[Learner, Episode]):
         stop: Interruption | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        device = ranks.device(choose_device(config.hardware.device))
-        wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
-        amp, why = choose_amp(wanted, device)
-        check, cache = config.hardware.check_precision, config.data.cache_mb * 2.0**20
-        place = Place(device=device, amp=amp, why=why, check=check, cache=cache, ranks=ranks)
+        place = place_of(config, ranks)
         super().__init__(config, config.run, place, stream, stop or Interruption())
         self.config, self.sources = config, sources
         seed_everything(config.run.seed)
-        self.feed = EpisodeFeed(config, sources.episodes, device)
+        self.feed = EpisodeFeed(config, sources.episodes, place.device)
         self.plan = plan = Plan.of(config, len(self.feed.order))
-        self.learner = Learner(config, plan, device, amp, ranks)
+        self.learner = Learner(config, plan, place.device, place.amp, ranks)
         ranks.seed(config.run.seed)
         self.evaluation: Evaluation | None = None
 

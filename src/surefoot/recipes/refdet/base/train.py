@@ -18,14 +18,14 @@ from surefoot.data import DetectionBatch
 from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
 from surefoot.models import RefDet
-from surefoot.recipes.hardware import choose_amp, choose_device, seed_everything
-from surefoot.recipes.parts import Measured, Place
+from surefoot.recipes.hardware import seed_everything
+from surefoot.recipes.parts import Measured
 from surefoot.recipes.program import Program
 from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.base.data import BaseSources, ImageFeed, cut_images
 from surefoot.recipes.refdet.base.learner import BaseLearner
 from surefoot.recipes.refdet.base.measure import BaseDetector, mean_precision
-from surefoot.recipes.refdet.build import Plan
+from surefoot.recipes.refdet.build import Plan, place_of
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.running import running
 
@@ -78,18 +78,14 @@ class BaseRun(Program[BaseLearner, DetectionBatch]):
         stop: Interruption,
         ranks: Ranks = ALONE,
     ) -> None:
-        device = ranks.device(choose_device(config.hardware.device))
-        wanted = config.hardware.precision if config.hardware.mixed_precision else "fp32"
-        amp, why = choose_amp(wanted, device)
-        check, cache = config.hardware.check_precision, config.data.cache_mb * 2.0**20
-        place = Place(device=device, amp=amp, why=why, check=check, cache=cache, ranks=ranks)
+        place = place_of(config, ranks)
         config = replace(config, model=replace(config.model, classes=len(sources.classes)))
         super().__init__(config, config.run, place, stream, stop)
         self.config, self._sources = config, sources
         seed_everything(config.run.seed)
-        self.feed = ImageFeed(config, sources.training, device)
+        self.feed = ImageFeed(config, sources.training, place.device)
         self.plan = plan = Plan.of(config, len(self.feed.order))
-        self.learner = BaseLearner(config, plan, device, amp, ranks)
+        self.learner = BaseLearner(config, plan, place.device, place.amp, ranks)
         ranks.seed(config.run.seed)
 
     def headline(self) -> list[str]:
