@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from surefoot import cli
 from surefoot.checkpoint import Checkpoint, CheckpointStore
 from surefoot.errors import CheckpointError, ConfigError, DataError
 from surefoot.journal import Entry, JournalReader
+from surefoot.journal.foreign import read_log
 from surefoot.recipes.camouflage import CamouflageConfig
-from surefoot.recipes.camouflage.build import term_weights
+from surefoot.recipes.camouflage.build import CamouflageLearner, term_weights
 from surefoot.recipes.camouflage.options import DataOptions, LossOptions
 from surefoot.recipes.camouflage.schedule import Plan
 from surefoot.recipes.camouflage.sources import open_sources
 from surefoot.recipes.camouflage.train import CamouflageRun, train_on_folders
-from surefoot.records import Cause, StepRecord
+from surefoot.records import Cause, StepRecord, Verdict
+from surefoot.testing import FaultScript, bad_gradient
 
 
 def entries(folder: Path, kind: str) -> list[Entry]:
@@ -157,7 +160,6 @@ def test_a_run_on_real_pairs_killed_in_both_stages_ends_where_it_would_have(
 def test_nan_images_cost_their_steps_and_the_record_names_them(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The crash of the report: gradients of infinite norm, then the run was dead."""
     from surefoot.recipes.camouflage.feed import CamouflageFeed
 
     batches = CamouflageFeed.batches
@@ -182,6 +184,48 @@ def test_nan_images_cost_their_steps_and_the_record_names_them(
     assert abs(scores[0] - scores[1]) < 0.01
     weights = newest(folder)["weights"]["model"]
     assert all(bool(torch.isfinite(w).all()) for w in weights.values() if w.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("precision", "cause"),
+    [("fp16", Cause.OVERFLOW), ("fp32", Cause.NONFINITE_GRADIENT)],
+    ids=["fp16", "fp32"],
+)
+def test_a_gradient_of_infinite_norm_late_in_the_run_costs_its_step_and_no_more(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, cause: Cause
+) -> None:
+    """The crash of the report, at epoch 44: "norm inf" of a finite loss, and the run was dead."""
+    script, real = FaultScript.parse("ggggg ggggg ggngg"), CamouflageLearner.terms
+    name, open_until_the_next = "finish.correct.weight", ExitStack()
+
+    def terms(self: CamouflageLearner, batch: Any) -> Any:
+        open_until_the_next.close()
+        if script.at(self.guard.applied_steps + self.guard.refused_steps):
+            fault = bad_gradient(self.model.get_parameter(name), math.inf)
+            open_until_the_next.enter_context(fault)
+        return real(self, batch)
+
+    monkeypatch.setattr(CamouflageLearner, "terms", terms)
+    config = tiny(tmp_path / "c")
+    hardware = replace(config.hardware, precision=precision, check_precision=False)
+    folder = quiet(replace(config, hardware=hardware))
+    records = list(JournalReader(folder / "journal.jsonl").steps())
+    (refused,) = (record for record in records if record.refused)
+    assert (refused.step, refused.cause) == (12, cause)
+    assert math.isfinite(refused.loss)
+    assert refused.grad_norm == math.inf
+    assert [culprit.name for culprit in refused.culprits] == [f"model.{name}"]
+    taken = [record for record in records if record.verdict is Verdict.APPLIED]
+    assert [record.step for record in taken] == [*range(12), 13, 14]
+    assert taken[-1].loss_scale == (512.0 if precision == "fp16" else 1.0)
+    for weights in ("ema", "model"):
+        scores = [
+            entries(one, "evaluation")[-1].values[weights]["s_measure"]
+            for one in (folder, finished)
+        ]
+        assert abs(scores[0] - scores[1]) < 0.01
+    (told,) = read_log(folder / "journal.jsonl")
+    assert any(f"model.{name}" in message.text for message in told.messages)
 
 
 @pytest.mark.parametrize("scheduler", ["onecycle", "cosine", "none"])
