@@ -18,7 +18,6 @@ from surefoot.checkpoint import Checkpoint, SaveOutcome
 from surefoot.checkpoint.signals import Interrupted, Interruption
 from surefoot.errors import CheckpointError, ConfigError
 from surefoot.guard import MemoryWatch
-from surefoot.guard.halved_step import step_in_halves
 from surefoot.guard.halves import Halves
 from surefoot.guard.out_of_memory import Halved
 from surefoot.recipes.feed import Feed
@@ -74,7 +73,6 @@ class Program(ABC, Generic[Learns, Batch]):
         self.measured: Measured | None = None
         self._inexact: tuple[str, ...] = ()
         self._saved_at = (-1, -1)
-        self._halves: Halves | None = None
 
     # -- what a recipe says ------------------------------------------------------------------------
 
@@ -114,6 +112,7 @@ class Program(ABC, Generic[Learns, Batch]):
                 self.train_epoch(epoch)
                 with self.session.stalls.paused():
                     self.end_epoch(epoch)
+            self.learner.gather()
 
     def train_epoch(self, epoch: int) -> None:
         """Every micro-batch of the epoch that it has not had."""
@@ -123,15 +122,15 @@ class Program(ABC, Generic[Learns, Batch]):
             return  # it was saved after its last step
         batches = self._tried(self.feed.batches(count))
         learner, guard = self.learner, self.learner.guard
-        halves = self._halves = self._halves or self.halves(self._halved)
+        halves = self.halves(self._halved)  # anew: a stage may have thawed what was frozen
+        step = self.learner.steps_with(halves)
         bar = EpochBar(
             title=f"Epoch {epoch + 1}/{self.plan.epochs}", total=count, stream=self.stream
         )
         summary = EpochSummary(learner.group_names)
-        learner.model.train()
+        learner.begin()
         for batch in guard.batches(batches):
-            ids = self.feed.names(batch)
-            record = step_in_halves(guard, halves, learner.loss, batch, sample_ids=ids)
+            record = step(batch, sample_ids=self.feed.names(batch))
             self.feed.order.advance()
             self.session.step(record, **({"pieces": halves.pieces} if halves.pieces > 1 else {}))
             bar.update(record)
@@ -246,10 +245,12 @@ class Program(ABC, Generic[Learns, Batch]):
         if resume is None:
             if run.checkpoint is not None:
                 self._start_from(run.checkpoint)
+            self._divide()
             again = run.resume == AUTO
             self.folder = first(lambda: new_run_folder(run.save_dir, self.recipe, again=again))
             return self._open_session([])
         found, rejected = first(lambda: find_checkpoint(resume))
+        self._divide()
         self._go_on_from(found)
         source = run_folder_of(resume)
         self.folder = target = run.save_dir or source
@@ -270,7 +271,7 @@ class Program(ABC, Generic[Learns, Batch]):
     def _open_session(self, changed: list[str]) -> Session | Bystander:
         self.learner.guard.keep_failures(self.folder / FAILURES)
         self.session = self._new_session(changed) if self.ranks.first else Bystander()
-        processes = f"  {self.ranks.size} processes" if self.ranks.several else ""
+        processes = f"  {self.learner.together}" if self.ranks.several else ""
         self.say(
             *self.headline(), *filter(None, [processes]), *(f"  changed: {c}" for c in changed)
         )
@@ -297,6 +298,10 @@ class Program(ABC, Generic[Learns, Batch]):
             saving=Saving(run.save_steps, run.keep_last, run.keep_every, run.save_in_background),
         )
 
+    def _divide(self) -> None:
+        if getattr(getattr(self.settings, "hardware", None), "fsdp", False):
+            self.learner.divide()
+
     def _start_from(self, path: Path) -> None:
         found, _ = find_checkpoint(path, best=True)
         name = "ema" if "ema" in found.weights else "model"
@@ -313,8 +318,8 @@ class Program(ABC, Generic[Learns, Batch]):
             )
         learner = self.learner
         learner.load_weights(found.load_weights("model"))
-        if learner.averaged is not None and "ema" in found.weights:
-            learner.averaged.module.load_state_dict(found.load_weights("ema"))
+        if "ema" in found.weights:
+            learner.load_average(found.load_weights("ema"))
         learner.load_state_dict(state["learner"])
         self.feed.order.set_epoch(self.finished_epochs)
         if "order" in state:  # checkpoints of old lie between two epochs and have none

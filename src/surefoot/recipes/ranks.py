@@ -14,7 +14,8 @@ from io import StringIO
 from typing import Any, TextIO, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -145,6 +146,19 @@ class Ranks:
             parameter.requires_grad_(False)
         return replica
 
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All processes in one row, to divide weights between.
+
+        Raises:
+            ConfigError: there is only this one.
+        """
+        if not self.several:
+            raise ConfigError(
+                "--fsdp: this is one process, and there is nobody to divide the weights with. "
+                "Start several (torchrun --nproc-per-node 2 ...), or leave it out."
+            )
+        return init_device_mesh(device.type, (self.size,))
+
     def synchronised(self, model: M, device: torch.device, *, wanted: bool) -> M:
         """The model, whose BatchNorm takes statistics over all processes where that is ``wanted``.
 
@@ -179,10 +193,17 @@ class Ranks:
 
     def agree(self, modules: Iterable[nn.Module]) -> None:
         """Give all processes the first one's buffers: BatchNorm's statistics are each one's own."""
-        if self.several:
-            for module in modules:
-                for buffer in module.buffers():
-                    distributed.broadcast(buffer, src=0)
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for module in modules if self.several else ():
+            for buffer in module.buffers():
+                alike.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        with torch.no_grad():
+            for buffers in alike.values():  # one message for all of a kind
+                flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+                distributed.broadcast(flat, src=0)
+                parts = flat.split([buffer.numel() for buffer in buffers])
+                found = [part.view_as(b) for part, b in zip(parts, buffers, strict=True)]
+                torch._foreach_copy_(buffers, found)
 
     def stream(self, stream: TextIO) -> TextIO:
         """Where this process prints."""

@@ -188,6 +188,9 @@ class HardwareOptions:
     sync_batchnorm: bool = False
     """Of several processes on GPUs: BatchNorm takes its statistics over all their batches. Else
     each takes those of its own, and the running ones are the first process's."""
+    fsdp: bool = False
+    """Of several processes: each keeps a part of weights, gradients, moments and average (FSDP2),
+    and gathers the rest when it is needed: for networks that do not fit into one GPU."""
     check_precision: bool = True
     """Before the first step, try half precision on the first batch beside fp32, and fall back where
     it is not finite or not near."""
