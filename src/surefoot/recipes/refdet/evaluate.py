@@ -68,7 +68,7 @@ class EvalConfig:
     """Frames of each video that are looked at, evenly spread; 0 = all, as the challenge counts."""
     calibration_frames: int = 0
     """The same for videos that choose the threshold."""
-    stranger_share: float = 0.1
+    stranger_share: float = 0.2
     """The most of those frames in which references of another video's object may bring a box; 1 =
     the threshold with the best ST-IoU, whatever it finds."""
     out: Path | None = None

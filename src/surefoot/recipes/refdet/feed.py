@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from surefoot.checkpoint import SampleOrder
 from surefoot.data import Episodes
-from surefoot.recipes.feed import Feed
+from surefoot.recipes.feed import Feed, FeedOrder
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.shapes import Episode
 
@@ -25,7 +24,7 @@ class EpisodeFeed(Feed[Episode]):
     def __init__(self, config: TrainConfig, episodes: Episodes, device: torch.device) -> None:
         super().__init__(
             episodes,
-            SampleOrder(episodes, batch_size=None, shuffle=False, seed=config.run.seed),
+            FeedOrder(episodes, batch_size=None, shuffle=False, seed=config.run.seed),
             workers=config.data.num_workers,
             accumulate=config.optimizer.gradient_accumulation,
             device=device,

@@ -64,7 +64,7 @@ class DataOptions:
     calibration_frames: int = 200
     """Frames of each calibration video that are looked at, evenly spread; 0 = all. 200 place the
     threshold within a percent and keep 12 long training videos from taking longer than an epoch."""
-    stranger_share: float = 0.1
+    stranger_share: float = 0.2
     """The most of those frames in which references of another video's object may bring a box: the
     threshold is raised until it is so. 1 = the threshold with the best ST-IoU, whatever it finds.
     """

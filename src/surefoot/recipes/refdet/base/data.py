@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from surefoot.checkpoint import SampleOrder
 from surefoot.data import (
     DetectionAugmentation,
     DetectionBatch,
@@ -21,7 +20,7 @@ from surefoot.data import (
 from surefoot.data.labelled import LabelledImages
 from surefoot.errors import ConfigError
 from surefoot.guard.splits import Piece
-from surefoot.recipes.feed import Feed
+from surefoot.recipes.feed import Feed, FeedOrder
 from surefoot.recipes.refdet.build import IMAGE_SIZES
 from surefoot.recipes.refdet.config import TrainConfig
 
@@ -104,7 +103,7 @@ class ImageFeed(Feed[DetectionBatch]):
     def __init__(self, config: TrainConfig, images: DetectionDataset, device: torch.device) -> None:
         super().__init__(
             images,
-            SampleOrder(images, batch_size=config.hardware.batch_size, seed=config.run.seed),
+            FeedOrder(images, batch_size=config.hardware.batch_size, seed=config.run.seed),
             workers=config.data.num_workers,
             accumulate=config.optimizer.gradient_accumulation,
             device=device,
