@@ -160,9 +160,9 @@ class StepsTogether:
         parameters = [p for p in self._halves._parameters if p.requires_grad]
         one = torch.ones((), device=total.device, dtype=total.dtype, requires_grad=True)
         Guard._backward(self._guard, one)  # what the guard multiplies a loss by
-        found: Sequence[Tensor | None]
         found = torch.autograd.grad(total, parameters, one.grad, allow_unused=True)
-        for parameter, gradient in zip(parameters, found, strict=True):
+        gradients = cast("Sequence[Tensor | None]", found)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
                 continue
             self._used.add(id(parameter))
