@@ -61,7 +61,7 @@ MOMENTS: dict[str, tuple[tuple[str, str, int, str, int], int, list[str]]] = {
         [],
     ),
     "a step, and Ctrl-C reaches the loader's worker as well": (
-        ("surefoot.recipes.refdet.build", "Learner.terms", 5, "all", signal.SIGINT),
+        ("surefoot.recipes.refdet.learner", "Learner.terms", 5, "all", signal.SIGINT),
         5,
         ["--num_workers", "1"],
     ),
