@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,3 +187,23 @@ def test_held_out_images_of_other_classes_are_refused(coco, tmp_path, capsys):
     arguments = ["--stage", "1", "--data", str(coco[0]), "--val-data", str(other)]
     assert main(["train", "refdet", *arguments]) != 0
     assert "its classes are triangle, disc; those of" in capsys.readouterr().err
+
+
+def test_an_image_that_is_spoilt_meanwhile_is_named_and_the_run_goes_on(
+    flags, coco, tmp_path, capsys, monkeypatch
+):
+    root = tmp_path / "set"
+    shutil.copytree(coco[0].parent, root)
+
+    def spoil(self: BaseRun, epoch: int) -> None:
+        if epoch == 1:
+            broken = root / "images" / "5.png"
+            broken.write_bytes(broken.read_bytes()[:200])
+
+    monkeypatch.setattr(BaseRun, "begin_epoch", spoil)
+    arguments = flags(tmp_path / "run", "--data", str(root / "instances.json"), "--mosaic", "0")
+    assert main([*arguments, "--cache-mb", "0"]) == 0
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    told = [entry for entry in map(json.loads, lines) if entry["kind"] == "data"]
+    assert [entry["sample"] for entry in told] == ["5.png"]
+    assert "5.png: " in capsys.readouterr().out

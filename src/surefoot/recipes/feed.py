@@ -37,6 +37,12 @@ class _Items(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
 
 
+class Writes(Protocol):
+    """A journal."""
+
+    def event(self, kind: str, /, **fields: Any) -> None: ...
+
+
 class FeedOrder(SampleOrder):
     """An order whose state names the samples that were set aside, too: a resumed run does not try
     them again, and has the batches that the run would have had.
@@ -138,6 +144,20 @@ class Feed(ABC, Generic[Batch]):
             _LOG.warning("%s", incident)
         else:
             self.told(incident)
+
+    def tell(self, journal: Writes, interject: Callable[[str], object]) -> None:
+        """Write incidents to a journal, and print each, with the name of its sample."""
+
+        def told(incident: DataIncident) -> None:
+            name = self.name_of(incident.index) if isinstance(incident.index, int) else None
+            journal.event("data", sample=name, **incident.to_dict())
+            interject(f"  {'' if name is None else f'{name}: '}{incident}")
+
+        self.told = told
+
+    def name_of(self, index: int) -> str | None:
+        """Of a sample that could not be loaded; None where it is known by its number alone."""
+        return None
 
     @abstractmethod
     def moved(self, batch: Batch) -> Batch:

@@ -271,10 +271,10 @@ class Program(ABC, Generic[Learns, Batch]):
     def _open_session(self, changed: list[str]) -> Session | Bystander:
         self.learner.guard.keep_failures(self.folder / FAILURES)
         self.session = self._new_session(changed) if self.ranks.first else Bystander()
-        processes = f"  {self.learner.together}" if self.ranks.several else ""
-        self.say(
-            *self.headline(), *filter(None, [processes]), *(f"  changed: {c}" for c in changed)
-        )
+        if self.ranks.first:  # the others have no journal: what they meet goes to the log
+            self.feed.tell(self.session.journal, self.interject)
+        processes = [f"  {self.learner.together}"] if self.ranks.several else []
+        self.say(*self.headline(), *processes, *(f"  changed: {c}" for c in changed))
         return self.session
 
     def _new_session(self, changed: list[str]) -> Session:

@@ -24,6 +24,7 @@ class CamouflageFeed(Feed[Batch]):
     def __init__(
         self, config: CamouflageConfig, items: CamouflageItems, device: torch.device
     ) -> None:
+        self._images = items
         super().__init__(
             items,
             FeedOrder(items, batch_size=config.data.batch_size, seed=config.run.seed),
@@ -41,3 +42,7 @@ class CamouflageFeed(Feed[Batch]):
     def names(self, batch: Batch) -> tuple[str, ...]:
         """Of the images."""
         return tuple(batch["id"])
+
+    def name_of(self, index: int) -> str:
+        """Of an image."""
+        return self._images.id_of(index)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from surefoot.checkpoint.signals import Interruption
-from surefoot.data import DataIncident
 from surefoot.metrics.segmentation import SegmentationSummary
 from surefoot.models.camouflage import CamouflageNet
 from surefoot.recipes.camouflage.build import Batch, CamouflageLearner
@@ -123,20 +122,11 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
     def begin_epoch(self, epoch: int) -> None:
         """See :class:`Program`."""
         stage, self._told = self.learner.enter_stage(epoch), 0
-        if self.ranks.first:  # the others have no journal: theirs go to the log
-            self.feed.told = self._spoilt
         if stage != self._stage:
             self._stage = stage
             frozen = "the backbone is frozen" if stage == 1 else "everything learns"
             self.session.journal.event("stage", stage=stage, epoch=epoch + 1)
             self.say(f"Stage {stage}: {frozen}")
-
-    def _spoilt(self, incident: DataIncident) -> None:
-        """A sample, or a worker, that the loader could not use."""
-        index, items = incident.index, self._sources.training
-        name = items.id_of(index) if isinstance(index, int) else None
-        self.session.journal.event("data", sample=name, **incident.to_dict())
-        self.interject(f"  {'' if name is None else f'{name}: '}{incident}")
 
     def stepped(self, record: StepRecord) -> None:
         """Tell of gradients far above the clip, some times an epoch."""

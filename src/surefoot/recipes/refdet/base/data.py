@@ -101,6 +101,7 @@ class ImageFeed(Feed[DetectionBatch]):
     """
 
     def __init__(self, config: TrainConfig, images: DetectionDataset, device: torch.device) -> None:
+        self._images = images
         super().__init__(
             images,
             FeedOrder(images, batch_size=config.hardware.batch_size, seed=config.run.seed),
@@ -117,6 +118,10 @@ class ImageFeed(Feed[DetectionBatch]):
     def names(self, batch: DetectionBatch) -> tuple[str, ...]:
         """Of the images."""
         return batch.sample_ids
+
+    def name_of(self, index: int) -> str:
+        """Of an image."""
+        return self._images.source[index].id
 
 
 def cut_images(batch: DetectionBatch) -> Sequence[Piece]:
