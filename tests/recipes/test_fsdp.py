@@ -43,9 +43,11 @@ def two_epochs(folder: Path, *, fsdp: bool, **run: Any) -> CamouflageConfig:
 
 
 def trained(
-    rank: int, config: CamouflageConfig, *, stop_at: int = 0, bad_at: int = 0
+    rank: int, config: CamouflageConfig, *, stop_at: int = 0, bad_at: int = 0, short_at: int = 0
 ) -> dict[str, Any]:
-    """One process; at a micro-batch, the second one is asked to stop, or has a bad loss."""
+    """One process; at a micro-batch, the second one is asked to stop, or has a bad loss, or no
+    memory.
+    """
     said, terms, calls, parts = io.StringIO(), CamouflageLearner.terms, 0, []
 
     def counted(self: CamouflageLearner, batch: Any) -> Any:
@@ -53,6 +55,8 @@ def trained(
         calls += 1
         if calls == stop_at and rank == 1:
             signal.raise_signal(signal.SIGTERM)
+        if calls == short_at and rank == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         found = terms(self, batch)
         if calls == 1:
             parts.extend(_held(p) for p in self.model.parameters())
@@ -170,6 +174,14 @@ def test_a_bad_batch_of_one_is_refused_by_all(tmp_path: Path) -> None:
     assert [r.refused for r in taken] == [False, True, False, False, False, False]
     assert taken[1].cause is Cause.NONFINITE_LOSS
     assert taken[1].bad_ranks == (1,)
+
+
+def test_memory_that_runs_out_on_one_of_two_replicas_costs_the_run_nothing(tmp_path: Path) -> None:
+    ends = world(2).run(trained, config=two_epochs(tmp_path / "a", fsdp=False), short_at=4)
+    assert ends[0]["end"] == ends[1]["end"]
+    records = JournalReader(tmp_path / "a" / "journal.jsonl").steps()
+    taken = [r for r in records if r.verdict is not Verdict.ACCUMULATED]
+    assert [r.applied for r in taken] == [True] * 6
 
 
 # -- going on --------------------------------------------------------------------------------------

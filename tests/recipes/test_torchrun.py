@@ -24,37 +24,44 @@ victim = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] 
 def counted(self, batch):
     calls.append(1)
     if victim and len(calls) == at:
-        os.kill(os.getpid(), signal.SIGKILL)
+        {harm}
     return terms(self, batch)
 CamouflageLearner.terms, sources._VALIDATION = counted, 3
 sys.exit(main({arguments!r}))
 """
 
 
-def torchrun(folder: Path, *, kill_at: int) -> str:
-    """As :func:`tiny`, 2 epochs of 3 steps, by two processes; what they printed."""
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def torchrun(
+    folder: Path, *flags: str, at: int, harm: str, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`tiny`, 2 epochs of 3 steps, by two processes, of which the second comes to harm."""
     arguments = [
         "train", "camouflage", "--procedural", "20", "--img-size", "64", "--backbone", "tiny",
         "--channels", "8", "--num-workers", "0", "--device", "cpu", "--precision", "fp32",
         "--epochs", "2", "--stage1-epochs", "1", "--accumulation-steps", "2", "--lr", "1e-3",
         "--save-steps", "1", "--save-dir", str(folder / "run"), "--resume", "auto",
+        *flags,
     ]  # fmt: skip
     script = folder / "worker.py"
-    script.write_text(WORKER.format(at=kill_at, arguments=arguments), "utf-8")
+    script.write_text(WORKER.format(at=at, harm=harm, arguments=arguments), "utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "--max-restarts", "1", str(script)],
+    return subprocess.run(
+        [sys.executable, *launcher, "--max-restarts", f"{restarts}", str(script)],
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_worker_killed_under_torchrun_restarts_and_the_run_ends_bit_equal(tmp_path: Path) -> None:
     in_two(tiny(tmp_path / "whole", epochs=2, stage1_epochs=1))
-    said = torchrun(tmp_path, kill_at=8)  # the second epoch's third micro-batch: 4 steps are saved
+    # the second epoch's third micro-batch: 4 steps are saved
+    done = torchrun(tmp_path, at=8, harm=KILLED, restarts=1)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
     assert said.count("Going on from") == 1
     assert "after epoch 1 and 2 batches of the next" in said
     assert "no longer exact" not in said
