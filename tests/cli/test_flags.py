@@ -135,7 +135,8 @@ def test_both_spellings_of_every_flag_mean_the_same(part: str) -> None:
         "stage": "2", "device": "cpu", "preset": "pocket", "bbox_loss": "giou",
         "precision": "fp32", "image_size": "64", "support_size": "64", "val_image_size": "64",
         "background_share": "0.4",
-        "beta2": "0.9", "ema_decay": "0.9", "mosaic": "0.3", "stranger_share": "0.3", "replay_share": "0.3",
+        "beta2": "0.9", "ema_decay": "0.9", "mosaic": "0.3",
+        "stranger_share": "0.3", "replay_share": "0.3",
         "frame_cache_encoding": "jpeg",
         "data": "procedural", "fusion": "cheaf", "head": "dual",
     }  # fmt: skip
