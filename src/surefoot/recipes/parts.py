@@ -42,3 +42,5 @@ class Place:
     """Bytes of host memory that caches may still fill."""
     ranks: Ranks = ALONE
     """The processes that train together."""
+    divided: bool = False
+    """Whether each of them keeps a part of the weights alone (``--fsdp``)."""

@@ -66,7 +66,7 @@ class Program(ABC, Generic[Learns, Batch]):
         self.ranks, self.stream = place.ranks, place.ranks.stream(stream)
         self.device, self._why = place.device, place.why
         self.amp: Amp = place.amp
-        self._untried = place.check and place.amp is not None
+        self._untried, self._divided = place.check and place.amp is not None, place.divided
         self._memory = MemoryWatch(allowance=place.cache)
         self.finished_epochs = 0
         self.best: float | None = None
@@ -299,7 +299,7 @@ class Program(ABC, Generic[Learns, Batch]):
         )
 
     def _divide(self) -> None:
-        if getattr(getattr(self.settings, "hardware", None), "fsdp", False):
+        if self._divided:
             self.learner.divide()
 
     def _start_from(self, path: Path) -> None:

@@ -96,8 +96,14 @@ class CamouflageRun(Program[CamouflageLearner, Batch]):
     ) -> None:
         device = ranks.device(choose_device(config.hardware.device))
         amp, why = choose_amp(config.hardware.wanted, device)
-        check = config.hardware.check_precision
-        place = Place(device=device, amp=amp, why=why, check=check, ranks=ranks)
+        place = Place(
+            device=device,
+            amp=amp,
+            why=why,
+            check=config.hardware.check_precision,
+            ranks=ranks,
+            divided=config.hardware.fsdp,
+        )
         super().__init__(config, config.run, place, stream, stop)
         self.config, self._sources = config, sources
         seed_everything(config.run.seed)

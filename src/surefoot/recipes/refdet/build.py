@@ -100,6 +100,7 @@ def place_of(config: TrainConfig, ranks: Ranks) -> Place:
         check=hardware.check_precision,
         cache=config.data.cache_mb * 2.0**20,
         ranks=ranks,
+        divided=hardware.fsdp,
     )
 
 

@@ -27,7 +27,7 @@ from surefoot.recipes.refdet.contrast import Contrast
 from surefoot.recipes.refdet.criterion import RefDetCriterion
 from surefoot.shapes import Episode, LossTerms
 
-__all__ = ["DetectorLearner", "Learner"]
+__all__ = ["DetectorLearner", "Learner", "loss_of_episode"]
 
 Batch = TypeVar("Batch")
 Criterion = TypeVar("Criterion", bound=nn.Module)
@@ -117,7 +117,17 @@ class Learner(DetectorLearner[Episode, RefDetCriterion]):
 
     def terms(self, batch: Episode) -> LossTerms:
         """The loss of an episode."""
-        model = self.model
-        prediction = model.detect(batch.images, model.encode(batch.supports))
-        terms = self.criterion(prediction, batch)
-        return self._contrast(terms, model, prediction, batch)
+        return loss_of_episode(self.model, self.criterion, self._contrast, batch)
+
+
+def loss_of_episode(
+    model: RefDet, criterion: RefDetCriterion, contrast: Contrast, episode: Episode
+) -> LossTerms:
+    """All terms of an episode. A standard head beside the prototype head is not asked: it would
+    take the statistics of what it does not learn from.
+    """
+    if model.config.mode == "dual":
+        prediction = model.detect(episode.images, model.encode(episode.supports))
+    else:
+        prediction = model(episode.images, episode.supports)
+    return contrast(criterion(prediction, episode), model, prediction, episode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 
 from surefoot.guard import Replay
 from surefoot.guard import replay as replay_step
+from surefoot.recipes.refdet.base.learner import criterion_of, loss_of_images
 from surefoot.recipes.refdet.build import build_criterion, build_model
 from surefoot.recipes.refdet.config import TrainConfig
+from surefoot.recipes.refdet.contrast import Contrast
+from surefoot.recipes.refdet.learner import loss_of_episode
 from surefoot.recipes.run_folder import CONFIG
-from surefoot.shapes import Episode, LossTerms
 
 __all__ = ["replay_refdet"]
 
@@ -33,13 +36,12 @@ def replay_refdet(run: Path, step: Path, device: torch.device) -> Replay:
     config = TrainConfig.load(run / CONFIG)
     # Every weight comes from the kept step; nothing is fetched for it.
     options = replace(config.model, pretrained=False, support_weights=None)
-    parts = nn.ModuleDict(
-        {"model": build_model(options), "criterion": build_criterion(config.loss)}
-    )
-    parts.to(device)
-
-    def compute(episode: Episode) -> LossTerms:
-        prediction = parts["model"](episode.images, episode.supports)
-        return parts["criterion"](prediction, episode)
-
+    model = build_model(options, labelled=config.learns_classes)
+    if config.learns_classes:
+        criterion = criterion_of(config.loss)
+        compute = partial(loss_of_images, model, criterion)
+    else:
+        criterion = build_criterion(config.loss)
+        compute = partial(loss_of_episode, model, criterion, Contrast.of(config.loss))
+    parts = nn.ModuleDict({"model": model, "criterion": criterion}).to(device)
     return replay_step(step, parts, compute)

@@ -6,15 +6,16 @@ import torch
 
 from surefoot.data import DetectionBatch
 from surefoot.losses import DetectionLoss, DetectionLossConfig
-from surefoot.models import positive_points, task_aligned
+from surefoot.models import RefDet, positive_points, task_aligned
 from surefoot.recipes.hardware import Amp
 from surefoot.recipes.ranks import ALONE, Ranks
 from surefoot.recipes.refdet.build import Plan
 from surefoot.recipes.refdet.config import TrainConfig
 from surefoot.recipes.refdet.learner import DetectorLearner
+from surefoot.recipes.refdet.options import LossOptions
 from surefoot.shapes import LossTerms
 
-__all__ = ["BaseLearner"]
+__all__ = ["BaseLearner", "criterion_of", "loss_of_images"]
 
 
 class BaseLearner(DetectorLearner[DetectionBatch, DetectionLoss]):
@@ -30,19 +31,28 @@ class BaseLearner(DetectorLearner[DetectionBatch, DetectionLoss]):
         amp: Amp,
         ranks: Ranks = ALONE,
     ) -> None:
-        loss = config.loss
-        criterion = DetectionLoss(
-            DetectionLossConfig(
-                bbox_weight=loss.bbox_weight,
-                cls_weight=loss.cls_weight,
-                dfl_weight=loss.dfl_weight,
-                bbox_loss=loss.bbox_loss,
-            )
-        )
+        criterion = criterion_of(config.loss)
         super().__init__(config, plan, criterion, device=device, amp=amp, ranks=ranks)
 
     def terms(self, batch: DetectionBatch) -> LossTerms:
         """The loss of a batch of images."""
-        prediction = self.model.classify(batch.images)
-        found = positive_points(prediction, batch, task_aligned(prediction, batch))
-        return self.criterion(prediction.logits, found)
+        return loss_of_images(self.model, self.criterion, batch)
+
+
+def criterion_of(options: LossOptions) -> DetectionLoss:
+    """The loss, with the weights of its terms."""
+    return DetectionLoss(
+        DetectionLossConfig(
+            bbox_weight=options.bbox_weight,
+            cls_weight=options.cls_weight,
+            dfl_weight=options.dfl_weight,
+            bbox_loss=options.bbox_loss,
+        )
+    )
+
+
+def loss_of_images(model: RefDet, criterion: DetectionLoss, batch: DetectionBatch) -> LossTerms:
+    """All terms of a batch of labelled images."""
+    prediction = model(batch.images)
+    found = positive_points(prediction, batch, task_aligned(prediction, batch))
+    return criterion(prediction.logits, found)
