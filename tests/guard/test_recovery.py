@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from guard.conftest import FOLDED, batch, net, plain_run
 from surefoot.errors import ConfigError, TrainingDiverged
 from surefoot.guard import Guard, Policy
+from surefoot.guard.level import Level
 from surefoot.guard.snapshot import Snapshot
 from surefoot.records import Cause, Event
 from surefoot.testing import State
@@ -365,3 +368,17 @@ def test_presets_are_what_they_say():
         0.5,
         1000,
     )
+
+
+@given(
+    values=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=150),
+    at=st.integers(0, 150),
+)
+def test_a_level_that_was_saved_and_loaded_judges_as_it_would_have(values, at):
+    whole, first, second = (Level(ratio=3.0) for _ in range(3))
+    expected = [whole.add(value) for value in values]
+    found = [first.add(value) for value in values[:at]]
+    second.load_state_dict(first.state_dict())
+    found += [second.add(value) for value in values[at:]]
+    assert found == expected
+    assert second.state_dict() == whole.state_dict()

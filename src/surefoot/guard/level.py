@@ -78,11 +78,19 @@ class Level:
             self._best = math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        """The last values and the best level."""
-        return {"recent": list(self._recent), "best": self._best}
+        """The last values, the best level, and when it is looked at next."""
+        return {
+            "recent": list(self._recent),
+            "best": self._best,
+            "count": self._count,
+            "high_looks": self._high_looks,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self._recent.clear()
         self._recent.extend(state["recent"])
         self._best = state["best"]
+        # States of old have no count; their looks begin anew.
+        self._count = state.get("count", self._count)
+        self._high_looks = state.get("high_looks", 0)

@@ -228,15 +228,20 @@ class Recovery:
         return Trouble((Event.ROLLBACK_UNDONE,))
 
     def state_dict(self) -> dict[str, Any]:
-        """What outlives the process: how often, and how long the rates stay small."""
+        """What outlives the process: how often, how long the rates stay small, and what is on its
+        way to a verdict.
+        """
         return {
             "rollbacks": self.rollbacks,
             "slow_steps": self._slow_steps,
+            "refusals": self._refusals,
+            "high": self._high,
             "level": self._level.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`; the snapshots start with the loaded state."""
         self.rollbacks, self._slow_steps = state["rollbacks"], state["slow_steps"]
+        self._refusals, self._high = state.get("refusals", 0), state.get("high", 0)
         if "level" in state:
             self._level.load_state_dict(state["level"])
