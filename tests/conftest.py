@@ -35,7 +35,10 @@ os.environ["YOLO_VERBOSE"] = "0"
 
 # No deadline: a core shared with other work makes the time of one example no evidence.
 hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# CI has two cores and twenty minutes: the same examples each time, and fewer than at a desk.
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, print_blob=True, max_examples=40
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
